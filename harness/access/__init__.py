@@ -1,0 +1,1 @@
+"""Reaching a server: routes, ssh_config, pinned host keys, readiness."""

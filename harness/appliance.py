@@ -1,0 +1,239 @@
+"""An appliance: a named, versioned description of what is built, launched and checked.
+
+Read from appliances.yaml, validated against appliance.schema.json; every error bears file, line and column.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from harness.errors import DescriptionError
+
+SOURCE_KINDS = ("git", "tarball", "debian-source", "debian-packages")
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """Where the software comes from: one pinned way.
+
+    git: url, tag, commit. tarball: url (or a path), sha256. debian-source: package, version, sha256 of the .dsc.
+    debian-packages: version, packages (name to SHA-256 of the .deb).
+    """
+
+    kind: str
+    version: str
+    url: str = ""
+    tag: str = ""
+    commit: str = ""
+    sha256: str = ""
+    package: str = ""
+    packages: Mapping[str, str] | None = None
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Rtpengine:
+    """Settings of the relay in the image; ports are UDP."""
+
+    version: str
+    sources: tuple[SourceSpec, ...]
+    table: int = 0
+    no_fallback: bool = True
+    port_min: int = 30000
+    port_max: int = 40000
+    ng_port: int = 2223
+    log_level: int = 6
+    log_facility: str = "local1"
+    redis: bool = False
+
+
+@dataclass(frozen=True)
+class ConntrackGoal:
+    """What the connection tracking table is sized for."""
+
+    calls: int
+    legs: int = 2
+    rtcp: bool = True
+    headroom: float = 2.0
+    udp_timeout: int = 30
+    udp_timeout_stream: int = 120
+
+
+@dataclass(frozen=True)
+class ServerSize:
+    """Memory in MiB, root disk in GiB."""
+
+    memory: int = 1024
+    cpus: int = 2
+    disk: int = 4
+
+
+@dataclass(frozen=True)
+class Appliance:
+    """`elements` are our own diskimage-builder elements, `ports` what a security group must let in."""
+
+    name: str
+    description: str
+    release: str
+    architecture: str
+    kernel: str
+    elements: tuple[str, ...]
+    user: str
+    datasources: tuple[str, ...]
+    server: ServerSize
+    ports: tuple[str, ...]
+    checks: tuple[str, ...]
+    rtpengine: Rtpengine | None
+    conntrack: ConntrackGoal | None
+    image_mirror: str
+    image_security_mirror: str
+    file: Path
+    line: int
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of appliances.yaml."""
+    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("appliance.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def load(file: Path) -> dict[str, Appliance]:
+    """All appliances of `file` by name. Raises DescriptionError with every mistake found, one a line."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DescriptionError(f"{file}: {error.strerror}", hint="appliances.yaml describes what can be built") from error
+    document = _Document.parse(file, text)
+    errors = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(document.value), key=lambda e: list(map(str, e.absolute_path)))
+    if errors:
+        raise DescriptionError("\n".join(dict.fromkeys(document.describe(e) for e in errors)))
+    found = {name: _appliance(document, name, body) for name, body in document.value["appliances"].items()}
+    problems = [p for name in found for p in _cross_checks(document, found[name])]
+    if problems:
+        raise DescriptionError("\n".join(problems))
+    return found
+
+
+def select(appliances: Mapping[str, Appliance], name: str) -> Appliance:
+    """The appliance called `name`. Raises DescriptionError naming those there are."""
+    if name not in appliances:
+        raise DescriptionError(f"there is no appliance {name!r}", hint="known: " + ", ".join(sorted(appliances)))
+    return appliances[name]
+
+
+@dataclass(frozen=True)
+class _Document:
+    file: Path
+    value: Any
+    marks: Mapping[tuple[str | int, ...], tuple[int, int]]
+
+    @classmethod
+    def parse(cls, file: Path, text: str) -> _Document:
+        try:
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            value = yaml.safe_load(text)
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f"{file.name}:{mark.line + 1}:{mark.column + 1}" if mark else file.name
+            raise DescriptionError(f"{where}: {error.problem or 'is not YAML'}") from error
+        marks: dict[tuple[str | int, ...], tuple[int, int]] = {(): (1, 1)}
+        if node is not None:
+            _collect(file, node, (), marks)
+        return cls(file, value, marks)
+
+    def at(self, path: Iterable[str | int]) -> str:
+        line, column = self.marks.get(tuple(path), (1, 1))
+        return f"{self.file.name}:{line}:{column}"
+
+    def describe(self, error: jsonschema.ValidationError) -> str:
+        path = list(error.absolute_path)
+        if error.validator == "additionalProperties" and isinstance(error.instance, dict):
+            known = set(error.schema.get("properties", {}))
+            extra = next(k for k in error.instance if k not in known)
+            return f"{self.at([*path, extra])}: {_dotted([*path, extra])}: unknown key; known: {', '.join(sorted(known))}"
+        if error.validator == "required":
+            return f"{self.at(path)}: {_dotted(path)}: {error.message.replace(' is a required property', ' is missing')}"
+        if error.validator == "pattern" and "x-example" in error.schema:
+            return (f"{self.at(path)}: {_dotted(path)}: {json.dumps(error.instance)} is not "
+                    f"{error.schema['x-what']} (like {error.schema['x-example']})")
+        if error.validator in {"oneOf", "anyOf"} and error.context:
+            return self.describe(jsonschema.exceptions.best_match([error]))
+        return f"{self.at(path)}: {_dotted(path)}: {error.message}"
+
+
+def _dotted(path: Iterable[str | int]) -> str:
+    return ".".join(str(p) for p in path) or "the file"
+
+
+def _collect(file: Path, node: yaml.Node, path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], tuple[int, int]]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, key.value)
+            if here in marks:
+                raise DescriptionError(f"{file.name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}: "
+                                       f"{_dotted(here)}: the key is there twice")
+            marks[here] = (key.start_mark.line + 1, key.start_mark.column + 1)
+            _collect(file, value, here, marks)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            marks[(*path, number)] = (value.start_mark.line + 1, value.start_mark.column + 1)
+            _collect(file, value, (*path, number), marks)
+
+
+def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appliance:
+    path = ("appliances", name)
+    mirrors = body.get("image_mirrors", {})
+    relay = body.get("rtpengine")
+    goal = body.get("conntrack")
+    return Appliance(
+        name=name,
+        description=body["description"],
+        release=body["release"],
+        architecture=body.get("architecture", "amd64"),
+        kernel=body.get("kernel", "linux-image-cloud-amd64"),
+        elements=tuple(body["elements"]),
+        user=body.get("user", "debian"),
+        datasources=tuple(body.get("datasources", ("ConfigDrive", "OpenStack", "NoCloud"))),
+        server=ServerSize(**body.get("server", {})),
+        ports=tuple(body.get("ports", ())),
+        checks=tuple(body.get("checks", ("tests/appliance",))),
+        rtpengine=None if relay is None else Rtpengine(
+            version=relay["version"],
+            sources=tuple(SourceSpec(line=document.marks[(*path, "rtpengine", "sources", number)][0], **source)
+                          for number, source in enumerate(relay["sources"])),
+            **{k: v for k, v in relay.items() if k not in {"version", "sources"}},
+        ),
+        conntrack=None if goal is None else ConntrackGoal(**goal),
+        image_mirror=mirrors.get("main", ""),
+        image_security_mirror=mirrors.get("security", ""),
+        file=document.file,
+        line=document.marks[path][0],
+    )
+
+
+def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
+    path = ("appliances", appliance.name)
+    relay = appliance.rtpengine
+    if ("rtpengine" in appliance.elements) != (relay is not None):
+        yield f"{document.at((*path, 'elements'))}: {_dotted((*path, 'elements'))}: the element rtpengine and the section rtpengine need each other"
+    if ("conntrack" in appliance.elements) != (appliance.conntrack is not None):
+        yield f"{document.at((*path, 'elements'))}: {_dotted((*path, 'elements'))}: the element conntrack and the section conntrack need each other"
+    if relay is None:
+        return
+    if relay.port_min >= relay.port_max:
+        here = (*path, "rtpengine", "port_max")
+        yield f"{document.at(here)}: {_dotted(here)}: the port range {relay.port_min} to {relay.port_max} is empty"
+    for number, source in enumerate(relay.sources):
+        if not source.version.split("-")[0].startswith(relay.version):
+            here = (*path, "rtpengine", "sources", number)
+            yield (f"{document.at((*here, 'version'))}: {_dotted((*here, 'version'))}: "
+                   f"{source.version} is not version {relay.version} of the appliance")

@@ -1,0 +1,1 @@
+"""Images: fetched sources, compiled artifacts, built, inspected, described."""

@@ -1,0 +1,104 @@
+"""What a run says while it works: a live line on a terminal, plain lines elsewhere, JSON lines on request."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+def duration(seconds: float) -> str:
+    """`4 s`, `2 min 37 s`, `1 h 02 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(octets: int) -> str:
+    """Decimal megabytes, as `168 MB`."""
+    return f"{octets / 1e6:.0f} MB"
+
+
+class Progress:
+    """One line per stage. `previous` maps stage names to the seconds they took last time."""
+
+    def __init__(self, out: TextIO | None = None, *, as_json: bool = False,
+                 previous: dict[str, float] | None = None) -> None:
+        self.out = out or sys.stdout
+        self.as_json = as_json
+        self.previous = previous or {}
+        self.live = not as_json and self.out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        self.colour = self.live and "NO_COLOR" not in os.environ
+        self._stage = ""
+        self._begin = 0.0
+        self._detail = ""
+
+    def line(self, text: str) -> None:
+        """A line of its own, outside any stage."""
+        if self.as_json:
+            self._json(event="note", text=text)
+        else:
+            self._clear()
+            print(text, file=self.out, flush=True)
+
+    def error(self, text: str) -> None:
+        self.line(self._paint("31;1", text))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Progress]:
+        """Shows the stage while it runs and its last detail() when it ends, also when it fails."""
+        self._stage, self._begin, self._detail = name, time.monotonic(), ""
+        if self.as_json:
+            self._json(event="start", stage=name)
+        elif self.live:
+            self._draw()
+        else:
+            before = self.previous.get(name)
+            print(f"  {name:<9} ..." + (f" (last time {duration(before)})" if before else ""), file=self.out, flush=True)
+        failed = True
+        try:
+            yield self
+            failed = False
+        finally:
+            spent = time.monotonic() - self._begin
+            if self.as_json:
+                self._json(event="end", stage=name, seconds=round(spent, 2), failed=failed, detail=self._detail)
+            else:
+                self._clear()
+                detail = self._detail or ("FAILED" if failed else "done")
+                if failed:
+                    detail = self._paint("31;1", detail if "FAILED" in detail else f"FAILED: {detail}")
+                print(f"  {name:<9} {detail:<56} {duration(spent):>10}", file=self.out, flush=True)
+            self._stage = ""
+
+    def detail(self, text: str) -> None:
+        """What the running stage does now; the last one stands when it ends."""
+        self._detail = text
+        if self.live and self._stage:
+            self._draw()
+
+    def _draw(self) -> None:
+        spent = duration(time.monotonic() - self._begin)
+        before = self.previous.get(self._stage)
+        last = f" of {duration(before)} last time" if before else ""
+        width = os.get_terminal_size(self.out.fileno()).columns
+        text = f"  {self._stage:<9} {self._detail}  {spent}{last}"
+        self.out.write("\r\x1b[K" + text[: width - 1])
+        self.out.flush()
+
+    def _clear(self) -> None:
+        if self.live:
+            self.out.write("\r\x1b[K")
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
+
+    def _json(self, **fields: Any) -> None:
+        print(json.dumps({"at": round(time.time(), 3), **fields}), file=self.out, flush=True)

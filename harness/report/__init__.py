@@ -1,0 +1,1 @@
+"""What is left of a run for people and machines to read."""

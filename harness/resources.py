@@ -1,0 +1,145 @@
+"""What a run makes on this host, and how each kind of it is removed.
+
+A resource is named by what can be known before it exists (a process by a token in its command line, a loop
+device by its backing file), so that the journal has it before the deed and a later run can remove it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+from harness.process import CommandFailed, run
+
+
+@dataclass(frozen=True)
+class Resource:
+    """`kind` selects the remover, `name` is unique within the kind, `data` is what the remover needs besides."""
+
+    kind: str
+    name: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+Remover = Callable[[Resource], None]
+"""Removes a resource; returns silently where it is already gone, raises HostError or CloudError where it can't."""
+
+
+def processes_with(token: str) -> list[int]:
+    """Process ids whose command line has `token` as an argument or inside one (proc(5), /proc/PID/cmdline)."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            if token.encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def remove_process(resource: Resource) -> None:
+    """`name` is a token of the command line that no other process has. SIGTERM, after 5 s SIGKILL."""
+    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+        pids = processes_with(resource.name)
+        for pid in pids:
+            _signal(pid, number)
+        deadline = Deadline(patience)
+        while pids and not deadline.expired:
+            time.sleep(0.05)
+            pids = processes_with(resource.name)
+        if not pids:
+            return
+    raise HostError(f"process with {resource.name!r} in its command line does not end", hint="look: ps aux")
+
+
+def remove_namespace(resource: Resource) -> None:
+    """A network namespace made with `ip netns add`; links inside it go with it."""
+    if Path("/run/netns", resource.name).exists():
+        run(["ip", "netns", "delete", resource.name])
+
+
+def remove_link(resource: Resource) -> None:
+    """A network interface in the host's own namespace."""
+    if Path("/sys/class/net", resource.name).exists():
+        run(["ip", "link", "delete", resource.name])
+
+
+def remove_path(resource: Resource) -> None:
+    """A file or a directory tree. Refuses a tree in which something is still mounted."""
+    path = Path(resource.name)
+    if path.is_symlink() or path.is_file() or path.is_socket():
+        path.unlink(missing_ok=True)
+    elif path.exists():
+        mounted = list(mounts_below(path))
+        if mounted:
+            raise HostError(f"{path} is not removed: {mounted[0]} is still mounted", hint=f"umount {mounted[0]}")
+        shutil.rmtree(path)
+
+
+def mounts_below(path: Path) -> Iterator[Path]:
+    """Mount points at or below `path`, the innermost first (proc(5), /proc/self/mounts)."""
+    points = []
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        point = Path(line.split()[1].replace("\\040", " "))
+        if point == path or path in point.parents:
+            points.append(point)
+    return iter(sorted(points, key=lambda p: len(p.parts), reverse=True))
+
+
+def remove_mount(resource: Resource) -> None:
+    """Everything mounted at or below the path `name`."""
+    for point in mounts_below(Path(resource.name)):
+        run(["umount", os.fspath(point)])
+
+
+def remove_loop(resource: Resource) -> None:
+    """Loop devices whose backing file is `name` or lies below it: partitions first, then the device.
+
+    The order matters: a partition that outlives its device poisons the next build on that device.
+    """
+    listed = json.loads(run(["losetup", "--json", "--list", "--output", "NAME,BACK-FILE"]).stdout or "{}")
+    for device in listed.get("loopdevices", []):
+        backing = Path(str(device["back-file"] or "").removesuffix(" (deleted)"))
+        wanted = Path(resource.name)
+        if backing != wanted and wanted not in backing.parents:
+            continue
+        name = str(device["name"])
+        run(["partx", "--delete", name], check=False)
+        for link in Path("/dev/mapper").glob(f"{Path(name).name}p*"):
+            if link.is_symlink():
+                link.unlink()
+        try:
+            run(["losetup", "--detach", name])
+        except CommandFailed as error:
+            raise HostError(f"loop device {name} of {backing} can't be detached: {error.output.strip()}") from error
+
+
+REMOVERS: dict[str, Remover] = {
+    "process": remove_process,
+    "namespace": remove_namespace,
+    "link": remove_link,
+    "path": remove_path,
+    "mount": remove_mount,
+    "loop": remove_loop,
+}

@@ -1,0 +1,77 @@
+"""Where things are and which way to do them: from dialtone.toml, then the environment, then flags."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from harness.errors import DescriptionError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every field can be set in dialtone.toml by its name and in the environment as DIALTONE_<NAME>.
+
+    Paths are relative to the project; an empty string means "find out": the mirrors are then taken from this
+    machine's own apt configuration, the accelerator is the best one that really boots a guest.
+    """
+
+    project: Path
+    appliances: Path = Path("appliances.yaml")
+    runs: Path = Path("runs")
+    cache: Path = Path(".cache")
+    cloud: str = "local"
+    mirror: str = ""
+    security_mirror: str = ""
+    accelerator: str = ""
+    cpu: str = ""
+    floating_cidr: str = "198.18.0.0/16"
+    egress: bool = False
+    keep: str = "never"
+
+    @classmethod
+    def load(cls, project: Path, environment: Mapping[str, str] | None = None, **flags: str | None) -> Settings:
+        """Read dialtone.toml below `project` (may be missing), DIALTONE_* and `flags` (None means not given).
+
+        Raises DescriptionError for an unknown name or a value of the wrong type.
+        """
+        environment = os.environ if environment is None else environment
+        known = {f.name for f in fields(cls)} - {"project"}
+        values: dict[str, object] = {}
+        file = project / "dialtone.toml"
+        if file.exists():
+            try:
+                values |= tomllib.loads(file.read_text(encoding="utf-8"))
+            except tomllib.TOMLDecodeError as error:
+                raise DescriptionError(f"{file.name}: {error}") from error
+            for name in values:
+                if name not in known:
+                    raise DescriptionError(f"{file.name}: unknown setting {name!r}",
+                                           hint="known: " + ", ".join(sorted(known)))
+        values |= {n: environment[f"DIALTONE_{n.upper()}"] for n in known if environment.get(f"DIALTONE_{n.upper()}")}
+        values |= {n: v for n, v in flags.items() if v is not None}
+        settings = cls(project)
+        for name, value in values.items():
+            settings = replace(settings, **{name: _as(type(getattr(settings, name)), name, value)})
+        if settings.keep not in KEEP:
+            raise DescriptionError(f"keep is {settings.keep!r}", hint="it can be " + ", ".join(KEEP))
+        return replace(settings, appliances=project / settings.appliances, runs=project / settings.runs,
+                       cache=project / settings.cache)
+
+
+KEEP = ("never", "failed", "always")
+
+
+def _as(kind: type, name: str, value: object) -> object:
+    if kind is bool and isinstance(value, str):
+        if value.lower() not in {"0", "1", "true", "false", "yes", "no"}:
+            raise DescriptionError(f"{name} is {value!r}", hint="it can be true or false")
+        return value.lower() in {"1", "true", "yes"}
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str):
+        return kind(value)
+    raise DescriptionError(f"{name} is {value!r}, which is no {kind.__name__}")

@@ -1,0 +1,1 @@
+"""VoIP protocols; knows nothing of clouds."""
