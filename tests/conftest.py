@@ -1,0 +1,29 @@
+"""What a test needs and this machine lacks is a skip with the reason; in CI it is a failure."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The project's directory."""
+    return PROJECT
+
+
+def lacking(reason: str) -> None:
+    """Skip with `reason`; where CI is set, fail."""
+    if os.environ.get("CI"):
+        pytest.fail(f"this machine lacks something that CI must have: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _needs_root(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("root") and os.geteuid() != 0:
+        lacking("needs root")
