@@ -111,9 +111,10 @@ def load(file: Path) -> dict[str, Appliance]:
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
-        raise DescriptionError(f"{file}: {error.strerror}", hint="appliances.yaml describes what can be built") from error
+        raise DescriptionError(f"{file}: {error.strerror}",
+                               hint="appliances.yaml describes what can be built") from error
     document = _Document.parse(file, text)
-    errors = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(document.value), key=lambda e: list(map(str, e.absolute_path)))
+    errors = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(document.value), key=document.position)
     if errors:
         raise DescriptionError("\n".join(dict.fromkeys(document.describe(e) for e in errors)))
     found = {name: _appliance(document, name, body) for name, body in document.value["appliances"].items()}
@@ -154,27 +155,34 @@ class _Document:
         line, column = self.marks.get(tuple(path), (1, 1))
         return f"{self.file.name}:{line}:{column}"
 
+    def position(self, error: jsonschema.ValidationError) -> tuple[int, int]:
+        return self.marks.get(tuple(error.absolute_path), (1, 1))
+
     def describe(self, error: jsonschema.ValidationError) -> str:
         path = list(error.absolute_path)
+        where = f"{self.at(path)}: {_dotted(path)}"
+        rule = error.schema if isinstance(error.schema, dict) else {}
         if error.validator == "additionalProperties" and isinstance(error.instance, dict):
-            known = set(error.schema.get("properties", {}))
+            known = set(rule.get("properties", {}))
             extra = next(k for k in error.instance if k not in known)
-            return f"{self.at([*path, extra])}: {_dotted([*path, extra])}: unknown key; known: {', '.join(sorted(known))}"
+            here = [*path, extra]
+            return f"{self.at(here)}: {_dotted(here)}: unknown key; known: {', '.join(sorted(known))}"
         if error.validator == "required":
-            return f"{self.at(path)}: {_dotted(path)}: {error.message.replace(' is a required property', ' is missing')}"
-        if error.validator == "pattern" and "x-example" in error.schema:
-            return (f"{self.at(path)}: {_dotted(path)}: {json.dumps(error.instance)} is not "
-                    f"{error.schema['x-what']} (like {error.schema['x-example']})")
-        if error.validator in {"oneOf", "anyOf"} and error.context:
-            return self.describe(jsonschema.exceptions.best_match([error]))
-        return f"{self.at(path)}: {_dotted(path)}: {error.message}"
+            return f"{where}: {error.message.replace(' is a required property', ' is missing')}"
+        if error.validator == "pattern" and "x-example" in rule:
+            return (f"{where}: {json.dumps(error.instance)} is not "
+                    f"{rule['x-what']} (like {rule['x-example']})")
+        return f"{where}: {error.message}"
 
 
 def _dotted(path: Iterable[str | int]) -> str:
     return ".".join(str(p) for p in path) or "the file"
 
 
-def _collect(file: Path, node: yaml.Node, path: tuple[str | int, ...], marks: dict[tuple[str | int, ...], tuple[int, int]]) -> None:
+_Path = tuple[str | int, ...]
+
+
+def _collect(file: Path, node: yaml.Node, path: _Path, marks: dict[_Path, tuple[int, int]]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, key.value)
@@ -223,10 +231,11 @@ def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appli
 def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
     path = ("appliances", appliance.name)
     relay = appliance.rtpengine
-    if ("rtpengine" in appliance.elements) != (relay is not None):
-        yield f"{document.at((*path, 'elements'))}: {_dotted((*path, 'elements'))}: the element rtpengine and the section rtpengine need each other"
-    if ("conntrack" in appliance.elements) != (appliance.conntrack is not None):
-        yield f"{document.at((*path, 'elements'))}: {_dotted((*path, 'elements'))}: the element conntrack and the section conntrack need each other"
+    elements = (*path, "elements")
+    for name, section in (("rtpengine", relay), ("conntrack", appliance.conntrack)):
+        if (name in appliance.elements) != (section is not None):
+            yield (f"{document.at(elements)}: {_dotted(elements)}: "
+                   f"the element {name} and the section {name} need each other")
     if relay is None:
         return
     if relay.port_min >= relay.port_max:
@@ -234,6 +243,6 @@ def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
         yield f"{document.at(here)}: {_dotted(here)}: the port range {relay.port_min} to {relay.port_max} is empty"
     for number, source in enumerate(relay.sources):
         if not source.version.split("-")[0].startswith(relay.version):
-            here = (*path, "rtpengine", "sources", number)
-            yield (f"{document.at((*here, 'version'))}: {_dotted((*here, 'version'))}: "
+            version = (*path, "rtpengine", "sources", number, "version")
+            yield (f"{document.at(version)}: {_dotted(version)}: "
                    f"{source.version} is not version {relay.version} of the appliance")

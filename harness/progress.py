@@ -61,7 +61,8 @@ class Progress:
             self._draw()
         else:
             before = self.previous.get(name)
-            print(f"  {name:<9} ..." + (f" (last time {duration(before)})" if before else ""), file=self.out, flush=True)
+            last = f" (last time {duration(before)})" if before else ""
+            print(f"  {name:<9} ...{last}", file=self.out, flush=True)
         failed = True
         try:
             yield self

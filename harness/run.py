@@ -151,7 +151,8 @@ class Run:
             return cls(directory, data["appliance"], data["cloud"], data["started"], State(data["state"]),
                        data.get("keep", "never"), [Stage(**s) for s in data["stages"]], data["facts"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DescriptionError(f"{directory} is not a run: {error}", hint="runs/ holds one directory per run") from error
+            raise DescriptionError(f"{directory} is not a run: {error}",
+                                   hint="runs/ holds one directory per run") from error
 
     @classmethod
     def all(cls, runs: Path) -> list[Run]:
@@ -228,8 +229,8 @@ class Run:
 def write_whole(path: Path, text: str, mode: int = 0o640) -> None:
     """Write a file so that a reader sees the old text or the new, never a half."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8") as out:
-        out.write(text)
+    part.touch(mode=mode)
+    part.write_text(text, encoding="utf-8")
     part.replace(path)
 
 

@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from harness.errors import DescriptionError
 
@@ -53,9 +54,9 @@ class Settings:
                                            hint="known: " + ", ".join(sorted(known)))
         values |= {n: environment[f"DIALTONE_{n.upper()}"] for n in known if environment.get(f"DIALTONE_{n.upper()}")}
         values |= {n: v for n, v in flags.items() if v is not None}
-        settings = cls(project)
-        for name, value in values.items():
-            settings = replace(settings, **{name: _as(type(getattr(settings, name)), name, value)})
+        defaults = cls(project)
+        typed: dict[str, Any] = {n: _as(type(getattr(defaults, n)), n, value) for n, value in values.items()}
+        settings = replace(defaults, **typed)
         if settings.keep not in KEEP:
             raise DescriptionError(f"keep is {settings.keep!r}", hint="it can be " + ", ".join(KEEP))
         return replace(settings, appliances=project / settings.appliances, runs=project / settings.runs,

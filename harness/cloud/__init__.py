@@ -75,7 +75,7 @@ class Cloud(Protocol):
         """One phrase for people: `local (QEMU, TCG)`."""
 
     def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
-        """Start a server and return at once when it has an address; it need not be ready. Raises CloudError, HostError."""
+        """Start a server; return when it has an address, it need not be ready. Raises CloudError, HostError."""
 
     def servers(self, run: Run) -> Sequence[Server]:
         """The servers of a run that were launched and not removed, read back from the run's directory."""
