@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum, StrEnum
 
 
@@ -127,3 +128,10 @@ class Interrupted(DialtoneError):
 
     exit_code = ExitCode.INTERRUPTED
     fault = Fault.USER
+
+
+def from_os_error(error: OSError) -> HostError:
+    """An operating system error as one of ours: a full disk and a refused permission are this host's."""
+    hint = {errno.ENOSPC: "free some room, or set `cache` and `runs` to another disk",
+            errno.EACCES: "run it as root (sudo)", errno.EPERM: "run it as root (sudo)"}.get(error.errno or 0)
+    return HostError(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), hint=hint)

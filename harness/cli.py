@@ -1,0 +1,67 @@
+"""Invoke, with our exit codes: a mistake on the command line is 2, an error of ours its own kind."""
+
+from __future__ import annotations
+
+import sys
+
+from invoke.exceptions import CollectionNotFound, Exit, ParseError
+from invoke.program import Program
+
+from harness import __version__
+from harness.errors import DialtoneError, ExitCode, Fault, from_os_error
+
+
+def described(error: DialtoneError) -> str:
+    """An error for the terminal: message, excerpt, hint, and the exit code with whose fault it is."""
+    subject = "the command line or the description" if error.fault is Fault.DESCRIPTION else f"the {error.fault}"
+    return f"{error}\nexit {int(error.exit_code)}: {subject}"
+
+
+class Dialtone(Program):
+    """The program behind `./inv`."""
+
+    def parse_core(self, argv: list[str] | None) -> None:
+        with _mistakes():
+            super().parse_core(argv)
+
+    def parse_collection(self) -> None:
+        with _mistakes():
+            super().parse_collection()
+
+    def parse_tasks(self) -> None:
+        with _mistakes():
+            super().parse_tasks()
+
+    def execute(self) -> None:
+        try:
+            super().execute()
+        except KeyboardInterrupt:
+            raise Exit("interrupted", code=int(ExitCode.INTERRUPTED)) from None
+        except DialtoneError as error:
+            raise Exit(described(error), code=int(error.exit_code)) from None
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise Exit(code=int(ExitCode.HOST)) from None
+        except OSError as error:
+            raise Exit(described(from_os_error(error)), code=int(ExitCode.HOST)) from None
+
+
+class _mistakes:
+    """Turns Invoke's own parse errors into exit code 2."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ParseError | CollectionNotFound):
+            raise Exit(f"{error}\n  ./inv --list shows the tasks, ./inv --help TASK its options\n"
+                       "exit 2: the command line", code=int(ExitCode.DESCRIPTION)) from None
+
+
+def main() -> None:
+    """Entry point of the launcher."""
+    Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__).run()
+
+
+if __name__ == "__main__":
+    main()

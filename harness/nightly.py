@@ -1,0 +1,120 @@
+"""The whole path: build, inspect, launch, check, reboot, check, remove, report; and how each way out ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from harness.appliance import Appliance
+from harness.cloud import Cloud
+from harness.errors import CheckFailed, DialtoneError, Interrupted, from_os_error
+from harness.progress import Progress, duration
+from harness.report import write as write_report
+from harness.report.explain import text as explain
+from harness.run import Run
+from harness.settings import Settings
+from harness.stages import Work, finish, previous_stages
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM and a closed terminal stop a run like Ctrl-C does."""
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def unstoppable(progress: Progress) -> Iterator[None]:
+    """While things are removed a further Ctrl-C only says so: it must not leave more behind than the first."""
+    def wait(number: int, frame: FrameType | None) -> None:
+        progress.line("  removing what the run made; a moment")
+
+    before = {number: signal.signal(number, wait) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Progress,
+            stages: Callable[[Work], None], *, keep: str, quiet: bool = False) -> int:
+    """Do `stages` as one run; remove, report and settle whatever happens. Returns the exit code.
+
+    `keep` says when servers stay: never, failed, always. The first cause gives the exit code; all failures
+    are in the report. A `quiet` run ends without a report (a single stage that only builds, say).
+    """
+    run = Run.create(settings.runs, appliance.name, cloud.name)
+    run.keep = keep
+    run.facts["previous"] = progress.previous = previous_stages(settings, run)
+    work = Work(settings, appliance, cloud, run, progress)
+    begin = time.monotonic()
+    first: DialtoneError | None = None
+    progress.line(f"{appliance.name} {appliance.rtpengine.version if appliance.rtpengine else ''} "
+                  f"on debian {appliance.release}, cloud {cloud.describe()}, run {run.id}")
+    with stoppable():
+        try:
+            stages(work)
+        except KeyboardInterrupt:
+            first = Interrupted("interrupted")
+            first.stage = run.stages[-1].name if run.stages else None
+        except DialtoneError as error:
+            first = error
+        except OSError as error:
+            first = from_os_error(error)
+            first.stage = run.stages[-1].name if run.stages else None
+        kept = keep == "always" or (keep == "failed" and first is not None and not isinstance(first, Interrupted))
+        kept = kept and bool(cloud.servers(run))
+        with unstoppable(progress):
+            if first and not run.facts.get("failures"):
+                work.fail(stage=first.stage or "", title=first.message, seen=first.excerpt or "",
+                          next=first.hint or "", fault=first.fault, message=str(first))
+            if not kept:
+                try:
+                    work.remove()
+                except DialtoneError as error:
+                    work.fail(stage="remove", title=error.message, next=error.hint or "", fault=error.fault)
+                    first = first or error
+            finish(work, first, kept)
+            if not quiet:
+                with progress.stage("report"):
+                    progress.detail(os.path.relpath(write_report(run), settings.project))
+            run.unlock()
+    if first:
+        progress.line(explain(run))
+    progress.line(closing(first, time.monotonic() - begin))
+    return int(first.exit_code) if first else 0
+
+
+def closing(first: DialtoneError | None, seconds: float) -> str:
+    """The last line: `passed in 2 min 37 s`, `failed in 3 min 02 s (exit 1: the image)`."""
+    if first is None:
+        return f"passed in {duration(seconds)}"
+    if isinstance(first, Interrupted):
+        return f"interrupted after {duration(seconds)} (exit {int(first.exit_code)})"
+    return f"failed in {duration(seconds)} (exit {int(first.exit_code)}: the {first.fault})"
+
+
+def nightly(work: Work, *, force: bool = False) -> None:
+    """All stages of a night in their order; raises the first failure."""
+    work.host()
+    image = work.build(force=force)
+    work.inspect(image)
+    server = work.launch(image)
+    if not work.check(server):
+        raise CheckFailed("checks failed after the first boot")
+    if not work.reboot(server):
+        raise CheckFailed("checks failed after the reboot")

@@ -1,0 +1,50 @@
+"""The project's own lint and tests, as `./inv test` and `./inv lint` run them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import host
+from harness.settings import Settings
+
+
+def run_tests(settings: Settings, *, unit: bool, nightly: bool, options: Sequence[str]) -> int:
+    """Lint, then pytest; the exit code of the first that fails. Host packages are installed first where root."""
+    host.prepare(settings, for_tests=True, say=lambda text: print(f"host: {text}", flush=True))
+    code = run_lint(settings)
+    if code:
+        return code
+    selection = [] if nightly else ["-m", "not nightly"]
+    trees = ["tests/unit"] if unit else ["tests/unit", "tests/integration"]
+    return subprocess.call([sys.executable, "-m", "pytest", *selection, *trees, *options], cwd=settings.project)
+
+
+def run_lint(settings: Settings) -> int:
+    """ruff, mypy --strict, and shellcheck on the elements and the project's shell scripts."""
+    programs = Path(sys.executable).parent
+    scripts = shell_scripts(settings.project)
+    for command in ([os.fspath(programs / "ruff"), "check", "--quiet", "."],
+                    [os.fspath(programs / "mypy"), "--no-error-summary"],
+                    ["shellcheck", "--external-sources", *map(os.fspath, scripts)]):
+        code = subprocess.call(command, cwd=settings.project)
+        if code:
+            print(f"{Path(command[0]).name} found something", file=sys.stderr)
+            return code
+    return 0
+
+
+def shell_scripts(project: Path) -> list[Path]:
+    """Files below elements/, harness/ and the launcher that begin with a shell's shebang."""
+    trees = (project / "elements", project / "harness")
+    candidates = [project / "inv", project / ".ci" / "run", *(p for tree in trees for p in tree.rglob("*"))]
+    return sorted(p.relative_to(project) for p in candidates if p.is_file() and _is_shell(p))
+
+
+def _is_shell(path: Path) -> bool:
+    with path.open("rb") as text:
+        first = text.readline(80)
+    return first.startswith(b"#!") and any(word in first for word in (b"/bash", b"/sh", b" bash", b" sh"))

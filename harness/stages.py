@@ -1,0 +1,215 @@
+"""The stages of a run, each once: host, build, inspect, launch, check, reboot, remove, report.
+
+`Work` holds what they share. The order, and what happens after a failure, is nightly.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from harness import checks, host, reaper
+from harness.access import keys, readiness, shell, ssh_config
+from harness.appliance import Appliance
+from harness.cloud import Cloud, Server, ServerSpec
+from harness.conntrack import plan
+from harness.deadline import Deadline
+from harness.errors import DescriptionError, DialtoneError, Fault, InspectError, RemovalError
+from harness.image import build as image_build
+from harness.image import inspect as image_inspect
+from harness.image.build import Image
+from harness.progress import Progress, size
+from harness.run import Run, State, write_whole
+from harness.settings import Settings
+
+FIRST_BOOT = "first boot"
+AFTER_REBOOT = "after reboot"
+
+DEADLINES = {"build": 3600, "inspect": 300, "launch": 600, "check": 900, "reboot": 600}
+"""Seconds that a stage may take on a loaded machine without hardware acceleration."""
+
+
+@dataclass
+class Work:
+    """A run and what its stages need. Every stage writes what it learned to `run.facts`."""
+
+    settings: Settings
+    appliance: Appliance
+    cloud: Cloud
+    run: Run
+    progress: Progress
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Callable[[str], None]]:
+        with self.progress.stage(name), self.run.stage(name) as entry:
+            def say(text: str) -> None:
+                entry.detail = text
+                self.progress.detail(text)
+
+            yield say
+
+    def host(self) -> None:
+        """What this machine must have; and whatever dead runs left on it is removed first."""
+        with self._stage("host") as say:
+            host.prepare(self.settings, say=say)
+            reaped = reaper.sweep(self.settings)
+            stuck = [r for r in reaped if r.outcome == "failed"]
+            if stuck:
+                self.run.facts.setdefault("warnings", []).extend(f"{r.resource} of {r.run_id}: {r.why}" for r in stuck)
+            swept = sum(r.outcome == "removed" for r in reaped)
+            self.run.facts["host"] = _host_facts() | {"accelerator": self.cloud.describe()}
+            say(f"ready; removed {swept} leftovers of dead runs" if swept else "ready")
+
+    def build(self, *, force: bool = False) -> Image:
+        """The image of the appliance: built, or taken from the cache where no input changed."""
+        with self._stage("build") as say:
+            image = image_build.build(self.appliance, self.settings, self.run, say,
+                                      Deadline(DEADLINES["build"]), force=force)
+            facts = self.run.facts
+            facts["image"] = {"path": str(image.path), "size": image.size, "sha256": image.sha256,
+                              "kernel": image.kernel, "from_cache": image.from_cache}
+            facts["source"] = image.source
+            facts.setdefault("warnings", []).extend(image.notes)
+            facts["build_log"] = str(image.log)
+            say(f"{image.path.parent.name}, {size(image.size)}" + (", nothing changed" if image.from_cache else ""))
+        for note in image.notes:
+            self.progress.line(f"    note: {note}")
+        return image
+
+    def inspect(self, image: Image) -> None:
+        """Look into the image without booting it. Raises InspectError when a finding is red."""
+        with self._stage("inspect") as say:
+            expectation = image_inspect.expectation(self.appliance, image.kernel)
+            findings = image_inspect.inspect(image.path, expectation, self.run, say, Deadline(DEADLINES["inspect"]))
+            write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
+            failed = [f for f in findings if f.outcome != "passed"]
+            red = f", {len(failed)} FAILED" if failed else ""
+            say(f"{len(findings) - len(failed)} passed{red}" if red else f"{len(findings)} checks")
+            for finding in failed:
+                self.fail(stage="inspect", title=finding.title, where=str(image.path), expected=finding.expected,
+                          seen=finding.seen, because=finding.because, next=finding.hint, fault=Fault.IMAGE)
+            if failed:
+                raise InspectError(f"{len(failed)} of {len(findings)} findings in the image are red: {failed[0].title}")
+
+    def launch(self, image: Image) -> Server:
+        """Start a server from the image and wait until cloud-init is done."""
+        with self._stage("launch") as say:
+            deadline = Deadline(DEADLINES["launch"])
+            pair = keys.create(self.run)
+            spec = server_spec(self.settings, self.appliance, self.run, image.path, pair.public)
+            say("starting")
+            server = self.cloud.launch(self.run, spec, deadline)
+            ssh_config.write(self.run, [server])
+            ready = readiness.wait(self.cloud, self.run, server, deadline, say)
+            self.run.facts["server"] = {"name": server.name, "timings": ready.timings,
+                                        "internal_ip": server.internal_ip, "floating_ip": server.floating_ip}
+            say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
+            return server
+
+    def check(self, server: Server, phase: str = FIRST_BOOT, selection: Sequence[str] = ()) -> bool:
+        """Run the appliance's checks on a server; True when all passed."""
+        with self._stage("check" if phase == FIRST_BOOT else "recheck") as say:
+            return self._check(server, phase, selection, say)
+
+    def reboot(self, server: Server) -> bool:
+        """Reboot from inside, wait for another boot_id, and run the checks again."""
+        with self._stage("reboot") as say:
+            readiness.reboot(self.cloud, self.run, server, Deadline(DEADLINES["reboot"]), say)
+            return self._check(server, AFTER_REBOOT, (), say)
+
+    def _check(self, server: Server, phase: str, selection: Sequence[str], say: Callable[[str], None]) -> bool:
+        results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(DEADLINES["check"]),
+                                    selection=selection)
+        if self.appliance.conntrack:
+            goal = plan(self.appliance.conntrack, self.appliance.server.memory)
+            self.run.facts["conntrack"] = {"plan": _plan_facts(goal), "live": checks.live_conntrack(self.run, server)}
+        red = [r for r in results if r.outcome in {"failed", "error"}]
+        for result in red:
+            broken = result.outcome == "error"
+            self.fail(stage="check", title=result.title, where=result.id, expected=result.expected, seen=result.seen,
+                      because=result.because, console=result.console, message=result.message,
+                      look="./inv ssh", again=f"./inv check -- -k {result.id.rsplit('::', 1)[-1].split('[')[0]}",
+                      fault=Fault.CLOUD if broken else Fault.IMAGE)
+        passed = sum(r.outcome == "passed" for r in results)
+        skipped = sum(r.outcome == "skipped" for r in results)
+        say(f"{passed} passed" + (" again" if phase == AFTER_REBOOT and not red else "")
+            + (f", {skipped} skipped" if skipped else "") + (f", {len(red)} FAILED" if red else ""))
+        self.run.stages[-1].outcome = "failed" if red else "running"
+        return not red
+
+    def remove(self) -> None:
+        """Remove everything that the run made. Raises RemovalError naming what is left."""
+        with self._stage("remove") as say:
+            journal = self.run.journal
+            made = journal.outstanding()
+            shell.close_all(self.run)
+            left = journal.remove_outstanding(self.cloud.removers)
+            if left:
+                raise RemovalError("not removed: " + "; ".join(f"{r} ({e.message})" for r, e in left),
+                                   hint=f"./inv destroy {self.run.id} tries again")
+            say(f"{_counted(made)}: nothing left" if made else "nothing left")
+
+    def fail(self, **entry: Any) -> None:
+        """Add a failure to the run's facts; an empty field is left out."""
+        self.run.facts.setdefault("failures", []).append({k: v for k, v in entry.items() if v})
+        self.run.save()
+
+
+def server_spec(settings: Settings, appliance: Appliance, run: Run, image: Path, public_key: str) -> ServerSpec:
+    """What to launch for an appliance; user-data from cloud-init/user-data.yaml. Raises DescriptionError."""
+    template = settings.project / "cloud-init" / "user-data.yaml"
+    name = "server1"
+    try:
+        user_data = Template(template.read_text(encoding="utf-8")).substitute(
+            hostname=f"{appliance.name}-{run.id[-4:]}", ssh_public_key=public_key.strip())
+    except (OSError, KeyError, ValueError) as error:
+        raise DescriptionError(f"{template}: {error}", hint="cloud-init/README.md names the placeholders") from error
+    return ServerSpec(name=name, image=image, user=appliance.user, public_key=public_key, user_data=user_data,
+                      memory=appliance.server.memory, cpus=appliance.server.cpus, disk=appliance.server.disk,
+                      ports=appliance.ports)
+
+
+def previous_stages(settings: Settings, run: Run) -> dict[str, float]:
+    """Seconds that each stage took in the last finished run of the same appliance on the same cloud."""
+    for other in reversed(Run.all(settings.runs)):
+        if other.id < run.id and other.appliance == run.appliance and other.cloud == run.cloud and other.stages:
+            return {s.name: s.seconds for s in other.stages if s.seconds is not None and s.outcome == "passed"}
+    return {}
+
+
+def finish(work: Work, first_error: DialtoneError | None, keep: bool) -> None:
+    """Settle the run's state on disk."""
+    work.run.facts["exit_code"] = int(first_error.exit_code) if first_error else 0
+    work.run.state = State.KEPT if keep else State.DONE
+    work.run.save()
+
+
+def _plan_facts(goal: Any) -> dict[str, Any]:
+    return {"net.netfilter.nf_conntrack_max": goal.max, "net.netfilter.nf_conntrack_buckets": goal.buckets,
+            **goal.sysctls}
+
+
+def _host_facts() -> dict[str, Any]:
+    meminfo = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return {"cores": len(os.sched_getaffinity(0)), "memory": meminfo["MemTotal"].strip(),
+            "kernel": platform.release(), "python": platform.python_version(),
+            "load": Path("/proc/loadavg").read_text().split()[0]}
+
+
+_NOUNS = {"namespace": "router", "process": "process", "link": "link", "path": "path", "mount": "mount",
+          "loop": "loop device"}
+
+
+def _counted(resources: Sequence[Any]) -> str:
+    counts: dict[str, int] = {}
+    for resource in resources:
+        noun = _NOUNS.get(resource.kind, resource.kind)
+        counts[noun] = counts.get(noun, 0) + 1
+    return ", ".join(f"{n} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}" for noun, n in counts.items())

@@ -1,0 +1,185 @@
+"""The tasks behind `./inv`: they parse arguments and hand over to the harness."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+from harness import appliance as appliances_file
+from harness.appliance import Appliance
+from harness.errors import DescriptionError
+from harness.progress import Progress
+from harness.settings import Settings
+
+PROJECT = Path(__file__).resolve().parent
+DEFAULT = "rtpengine"
+
+
+def _settings(cloud: str | None = None, keep: str | None = None) -> Settings:
+    return Settings.load(PROJECT, cloud=cloud, keep=keep)
+
+
+def _appliance(settings: Settings, name: str) -> Appliance:
+    return appliances_file.select(appliances_file.load(settings.appliances), name)
+
+
+def _leave(code: int) -> None:
+    if code:
+        raise Exit(code=code)
+
+
+@task(help={"install": "install what is missing (root, or by sudo)"})
+def host(c: Context, install: bool = False) -> None:
+    """Say what this machine has and lacks for building and booting."""
+    from harness import host as this_host
+
+    _leave(this_host.report(_settings(), install=install, out=sys.stdout))
+
+
+@task
+def appliances(c: Context) -> None:
+    """List the appliances of appliances.yaml."""
+    for name, entry in appliances_file.load(_settings().appliances).items():
+        version = entry.rtpengine.version if entry.rtpengine else ""
+        print(f"{name:<16} {version:<12} {entry.release:<10} {entry.description}")
+
+
+@task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml",
+            "keep": "keep servers: never, failed, always", "force": "build although nothing changed",
+            "json": "print one JSON object a line"})
+def nightly(c: Context, appliance: str = DEFAULT, cloud: str | None = None, keep: str | None = None,
+            force: bool = False, json: bool = False) -> None:
+    """Build, inspect, boot, check, reboot, check, report, remove."""
+    from harness import nightly as night
+    from harness.cloud.choose import choose
+
+    settings = _settings(cloud=cloud, keep=keep)
+    chosen = _appliance(settings, appliance)
+    _leave(night.conduct(settings, chosen, choose(settings), Progress(as_json=json),
+                         lambda work: night.nightly(work, force=force), keep=settings.keep))
+
+
+@task(help={"appliance": "name in appliances.yaml", "force": "build although nothing changed"})
+def build(c: Context, appliance: str = DEFAULT, force: bool = False, json: bool = False) -> None:
+    """Build the image of an appliance."""
+    _stages(appliance, json, lambda work: (work.host(), work.build(force=force)))
+
+
+@task(help={"appliance": "name in appliances.yaml"})
+def inspect(c: Context, appliance: str = DEFAULT, json: bool = False) -> None:
+    """Look into the built image without booting it."""
+    _stages(appliance, json, lambda work: work.inspect(_built(work)))
+
+
+@task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml"})
+def launch(c: Context, appliance: str = DEFAULT, cloud: str | None = None, json: bool = False) -> None:
+    """Start a server from the built image and leave it running."""
+    _stages(appliance, json, lambda work: work.launch(_built(work)), cloud=cloud, keep="always")
+
+
+@task(help={"run": "run id; without it the run whose server is running", "reboot": "reboot the server first"})
+def check(c: Context, run: str | None = None, reboot: bool = False, json: bool = False) -> None:
+    """Run the checks on a running server; after `--` come pytest's own options."""
+    from harness import kept
+
+    settings = _settings()
+    _leave(kept.check_again(settings, kept.find(settings, run), Progress(as_json=json),
+                            selection=shlex.split(c.remainder), reboot=reboot))
+
+
+@task(help={"run": "run id; without it the latest"})
+def report(c: Context, run: str | None = None) -> None:
+    """Write the report of a run again and say where it is."""
+    from harness.report import write
+    from harness.run import find_run
+
+    print(os.path.relpath(write(find_run(_settings().runs, run))))
+
+
+@task(help={"run": "run id; without it the run whose server is running"})
+def ssh(c: Context, run: str | None = None) -> None:
+    """Log in to the running server; a command may follow after `--`."""
+    chosen, server = _only_server(run)
+    command = ["ssh", "-F", os.fspath(chosen.directory / "ssh_config"), server.name, *shlex.split(c.remainder)]
+    sys.stdout.flush()
+    os.execvp("ssh", command)
+
+
+@task(help={"run": "run id; without it the run whose server is running", "follow": "go on until Ctrl-C"})
+def console(c: Context, run: str | None = None, follow: bool = False) -> None:
+    """Print what the server wrote on its serial console."""
+    from harness.access.console import show
+
+    _, server = _only_server(run)
+    show(server.console_log, sys.stdout, follow=follow)
+
+
+@task(help={"run": "run id; without it every run that keeps a server"})
+def destroy(c: Context, run: str | None = None) -> None:
+    """Remove kept servers and all that belongs to them."""
+    from harness import kept
+
+    _leave(kept.destroy(_settings(), run, sys.stdout))
+
+
+@task(help={"dry_run": "only say what would be removed", "older_than": "like 6h: only runs that began before"})
+def reap(c: Context, dry_run: bool = False, older_than: str | None = None) -> None:
+    """Remove what dead runs left behind."""
+    from harness import kept
+
+    _leave(kept.reap(_settings(), sys.stdout, dry_run=dry_run, older_than=older_than))
+
+
+@task(help={"unit": "only the tests that need neither root nor guests", "nightly": "also the long ones"})
+def test(c: Context, unit: bool = False, nightly: bool = False) -> None:
+    """Lint, check types and run the project's own tests; after `--` come pytest's own options."""
+    from harness.owntests import run_tests
+
+    _leave(run_tests(_settings(), unit=unit, nightly=nightly, options=shlex.split(c.remainder)))
+
+
+@task
+def lint(c: Context) -> None:
+    """Run ruff, mypy and shellcheck."""
+    from harness.owntests import run_lint
+
+    _leave(run_lint(_settings()))
+
+
+def _stages(name: str, json: bool, stages: Any, cloud: str | None = None, keep: str = "never") -> None:
+    from harness import nightly as night
+    from harness.cloud.choose import choose
+
+    settings = _settings(cloud=cloud)
+    _leave(night.conduct(settings, _appliance(settings, name), choose(settings), Progress(as_json=json), stages,
+                         keep=keep, quiet=True))
+
+
+def _built(work: Any) -> Any:
+    from harness.image.build import built
+
+    image = built(work.appliance, work.settings)
+    if image is None:
+        raise DescriptionError(f"there is no image of {work.appliance.name} as it is described now",
+                               hint=f"./inv build --appliance {work.appliance.name}")
+    return image
+
+
+def _only_server(wanted: str | None) -> tuple[Any, Any]:
+    from harness import kept
+    from harness.cloud.choose import choose
+
+    settings = _settings()
+    run = kept.find(settings, wanted)
+    servers = choose(_settings(cloud=run.cloud)).servers(run)
+    if not servers:
+        raise DescriptionError(f"run {run.id} has no server", hint="./inv launch starts one")
+    return run, servers[0]
+
