@@ -1,0 +1,133 @@
+"""Runs an appliance's checks (pytest) against a server and reads the results back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.access import ssh_config
+from harness.access.shell import ConnectionLost
+from harness.appliance import Appliance
+from harness.cloud import Server
+from harness.deadline import Deadline
+from harness.errors import DescriptionError
+from harness.process import CommandTimedOut, run_logged
+from harness.process import run as run_command
+from harness.run import Run, write_whole
+
+_PROJECT = Path(__file__).resolve().parent.parent
+_PASSED, _FAILED, _NO_CHECKS = 0, 1, 5
+"""pytest's exit codes; all others mean that it did not come to its end."""
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check in one phase. `outcome` is passed, failed (the image), error (not the image) or skipped.
+
+    `expected`, `seen`, `because` and `console` explain a failure, `message` is what pytest had to say,
+    `reason` why it was skipped; `seconds` covers set-up and tear-down.
+    """
+
+    id: str
+    title: str
+    group: str
+    phase: str
+    server: str
+    outcome: str
+    seconds: float
+    expected: str = ""
+    seen: str = ""
+    because: str = ""
+    console: tuple[str, ...] = ()
+    message: str = ""
+    reason: str = ""
+
+
+def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: Callable[[str], None],
+               deadline: Deadline, selection: Sequence[str] = ()) -> list[CheckResult]:
+    """Run the checks that `appliance` names on `server`; `selection` are further arguments for pytest.
+
+    Writes checks-<phase>.jsonl, junit-<phase>.xml and checks-<phase>.log below the run's directory. A pytest that
+    does not come to its end adds a result with outcome error. Raises DescriptionError where there is no such check.
+    """
+    slug = phase.replace(" ", "-")
+    results = run.directory / f"checks-{slug}.jsonl"
+    results.unlink(missing_ok=True)
+    context = run.directory / f"checks-{slug}.context.json"
+    write_whole(context, json.dumps({
+        "ssh_config": os.fspath(ssh_config.path(run)), "appliances": os.fspath(appliance.file),
+        "appliance": appliance.name, "server": asdict(server), "cloud": run.cloud, "phase": phase,
+        "results": os.fspath(results)}, default=os.fspath))
+    base = appliance.file.parent
+    argv: list[str | os.PathLike[str]] = [
+        sys.executable, "-m", "pytest", "-p", "harness.plugin", "-p", "no:pytest11.testinfra", "-p", "no:cacheprovider",
+        "-c", _PROJECT / "pyproject.toml", "--rootdir", base, "-o", "addopts=", "--strict-markers", "-v", "--tb=short",
+        "--color=no", f"--junitxml={run.directory / f'junit-{slug}.xml'}", "-o", f"junit_suite_name={phase}",
+        "--appliance-context", context, *_paths(appliance), *selection]
+    ended = ""
+    code = None
+    try:
+        done = run_logged(argv, run.directory / f"checks-{slug}.log", deadline=deadline, cwd=base, check=False,
+                          env={**os.environ, "PYTHONPATH": os.fspath(_PROJECT)},
+                          on_line=lambda line: say(_progress(read(results))))
+        code = done.returncode
+        if code == _NO_CHECKS:
+            raise DescriptionError(f"no check of {appliance.name} is selected by: {' '.join(selection)}" if selection
+                                   else f"{appliance.name} has no checks below {', '.join(appliance.checks)}",
+                                   hint="appliances.yaml, checks; ./inv check -- --collect-only")
+        if code not in (_PASSED, _FAILED):
+            ended = f"pytest ended with exit code {code}:\n" + "\n".join(done.stdout.splitlines()[-12:])
+    except CommandTimedOut as error:
+        ended = str(error)
+    found = read(results)
+    if code == _FAILED and not any(r.outcome in {"failed", "error"} for r in found):
+        ended = "pytest says that a check failed, and the results don't show it"
+    if ended or not found:
+        found.append(CheckResult("pytest", "the checks come to their end", "harness", phase, server.name, "error", 0.0,
+                                 message=ended or "pytest left no results"))
+    return found
+
+
+def read(results: Path) -> list[CheckResult]:
+    """The results of a checks-<phase>.jsonl; a line that is not whole yet is left out."""
+    if not results.exists():
+        return []
+    found = []
+    for line in results.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n"):
+            entry: dict[str, Any] = json.loads(line)
+            found.append(CheckResult(**{**entry, "console": tuple(entry["console"])}))
+    return found
+
+
+def live_conntrack(run: Run, server: Server) -> dict[str, str]:
+    """The values of net.netfilter.nf_conntrack_* on the server now; empty where the module is not loaded.
+
+    Raises ConnectionLost.
+    """
+    done = run_command(["ssh", "-F", ssh_config.path(run), server.name,
+                        "sudo -n grep -s . /proc/sys/net/netfilter/nf_conntrack_*; exit 0"], check=False)
+    if done.returncode != 0:
+        raise ConnectionLost(f"the live values of {server.name} can't be read", excerpt=done.stdout.strip() or None)
+    return {f"net.netfilter.{name}": value for name, value
+            in re.findall(r"^/proc/sys/net/netfilter/(nf_conntrack_\w+):(.*)$", done.stdout, re.MULTILINE)}
+
+
+def _paths(appliance: Appliance) -> list[Path]:
+    paths = [appliance.file.parent / path for path in appliance.checks]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise DescriptionError(f"{appliance.file.name}:{appliance.line}: checks of {appliance.name}: "
+                               f"{missing[0]} is not there")
+    return paths
+
+
+def _progress(results: Sequence[CheckResult]) -> str:
+    red = sum(r.outcome in {"failed", "error"} for r in results)
+    return f"{len(results)} done" + (f", {red} FAILED" if red else "")

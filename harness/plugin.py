@@ -1,0 +1,273 @@
+"""The pytest plugin of appliance checks: fixtures that reach the server, and an explanation for every failure.
+
+A check is a test whose docstring's first line is its title. It fails by expect(), by raising Mismatch, or by a plain
+assert. What is not the image's fault (the connection, the cloud, this host) makes it an error, never a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from socket import SOCK_DGRAM
+from typing import Any
+
+import pytest
+from testinfra.host import Host
+
+from harness import appliance as appliances_file
+from harness.access import namespace
+from harness.access.readiness import tail
+from harness.access.shell import Shell, ShellBackend
+from harness.appliance import Appliance
+from harness.cloud import Route, RouteKind, Server
+from harness.errors import DialtoneError, Fault
+from harness.voip.ng import NgClient
+
+
+class Mismatch(AssertionError):
+    """What a check expected and what it saw; `because` only where the cause was found, never guessed."""
+
+    def __init__(self, expected: str, seen: str, because: str = "", console: Sequence[str] = ()) -> None:
+        super().__init__(f"expected {expected}; seen {seen}" + (f"; because {because}" if because else ""))
+        self.expected, self.seen, self.because, self.console = expected, seen, because, list(console)
+
+
+def expect(holds: bool, expected: str, seen: object, because: str | Callable[[], str] = "",
+           console: Callable[[], Sequence[str]] | Sequence[str] = ()) -> None:
+    """Raise Mismatch unless `holds`. Where finding the cause costs something, `because` is a function."""
+    __tracebackhide__ = True
+    if not holds:
+        raise Mismatch(expected, str(seen) if str(seen) else "nothing", because() if callable(because) else because,
+                       console() if callable(console) else console)
+
+
+@dataclass(frozen=True)
+class Console:
+    """The server's serial console."""
+
+    log: Path
+
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def lines(self, pattern: str, most: int = 3) -> list[str]:
+        """The last lines that `pattern` is found in."""
+        return [line for line in tail(self.text(), 10_000).splitlines() if re.search(pattern, line)][-most:]
+
+
+@dataclass
+class Session:
+    """What one pytest process checks, and the results so far. `context` comes from harness.checks."""
+
+    config: Path
+    appliance: Appliance
+    server: Server
+    cloud: str
+    phase: str
+    results: Path
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, context: Path) -> Session:
+        data = json.loads(context.read_text(encoding="utf-8"))
+        described = appliances_file.select(appliances_file.load(Path(data["appliances"])), data["appliance"])
+        server = data["server"]
+        routes = tuple(Route(RouteKind(r["kind"]), r["address"], r["namespace"]) for r in server["routes"])
+        return cls(Path(data["ssh_config"]), described,
+                   Server(**{**server, "routes": routes, "console_log": Path(server["console_log"])}),
+                   data["cloud"], data["phase"], Path(data["results"]))
+
+    def record(self, entry: dict[str, Any]) -> None:
+        with self.results.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(entry) + "\n")
+
+
+_SESSION = pytest.StashKey[Session]()
+_ENTRY = pytest.StashKey[dict[str, Any]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--appliance-context", type=Path, help="what is to be checked; written by harness.checks")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "after(*names): of no use when one of these checks failed: then it is skipped")
+    context = config.getoption("--appliance-context")
+    if context is None:
+        raise pytest.UsageError("appliance checks run by `./inv check`, which knows the server")
+    config.stash[_SESSION] = Session.load(context)
+    config.pluginmanager.register(_Unreadable(config.stash[_SESSION]))
+
+
+@pytest.fixture(scope="session")
+def session(pytestconfig: pytest.Config) -> Session:
+    return pytestconfig.stash[_SESSION]
+
+
+@pytest.fixture(scope="session")
+def host(session: Session) -> Iterator[Host]:
+    """The server as root, by testinfra's modules and `host.run(command)`."""
+    shell = Shell(session.config, session.server.name)
+    reached = Host(ShellBackend(shell))
+    reached.backend.set_host(reached)
+    yield reached
+    shell.close()
+
+
+@pytest.fixture(scope="session")
+def appliance(session: Session) -> Appliance:
+    """The appliance's description; a check of a part that it does not have is skipped by `pytest.skip`."""
+    return session.appliance
+
+
+@pytest.fixture(scope="session")
+def server(session: Session) -> Server:
+    """The server's name and addresses."""
+    return session.server
+
+
+@pytest.fixture(scope="session")
+def cloud_name(session: Session) -> str:
+    return session.cloud
+
+
+@pytest.fixture(scope="session")
+def phase(session: Session) -> str:
+    """`first boot` or `after reboot`."""
+    return session.phase
+
+
+@pytest.fixture(scope="session")
+def console(session: Session) -> Console:
+    return Console(session.server.console_log)
+
+
+@pytest.fixture(scope="session")
+def relay(session: Session) -> Iterator[NgClient]:
+    """The relay's control port, reached by the same route as the server. Skips where the appliance has no relay."""
+    if session.appliance.rtpengine is None:
+        pytest.skip("the appliance has no relay")
+    route = session.server.routes[0]
+    with NgClient(route.address, session.appliance.rtpengine.ng_port,
+                  partial(namespace.open_socket, route.namespace, SOCK_DGRAM)) as client:
+        yield client
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Checks that others wait for come first; apart from that the order stays."""
+    by_name = {_name(item): item for item in items}
+    ordered: dict[pytest.Item, None] = {}
+
+    def place(item: pytest.Item, above: tuple[str, ...]) -> None:
+        if item in ordered:
+            return
+        for name in _after(item):
+            if name in above:
+                raise pytest.UsageError(f"{' -> '.join((*above, name))}: these checks wait for each other")
+            if name in by_name:
+                place(by_name[name], (*above, _name(item)))
+        ordered[item] = None
+
+    for item in items:
+        place(item, ())
+    items[:] = list(ordered)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    failed = item.config.stash[_SESSION].failed
+    for name in _after(item):
+        if name in failed:
+            pytest.skip(f"not looked at, because another check failed: {failed[name]}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
+                              ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    entry = item.stash.setdefault(_ENTRY, _blank(item))
+    entry["seconds"] = round(entry["seconds"] + call.duration, 3)
+    if report.skipped:
+        entry["outcome"] = "skipped"
+        entry["reason"] = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+    elif report.failed and call.excinfo is not None and entry["outcome"] != "error":
+        error = call.excinfo.value
+        if _infrastructure(error):
+            # JUnit and pytest's own summary call it an error, not a failure, when it is not from the call.
+            report.when = "setup"
+        entry["outcome"] = "failed" if report.when == "call" else "error"
+        entry |= _explain(error, call.excinfo)
+    if call.when == "teardown":
+        _finish(item, entry)
+    return report
+
+
+class _Unreadable:
+    """A file of checks that can't be read is an error in the results, too."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.session.record({**_blank_entry(self.session), "id": report.nodeid, "outcome": "error",
+                                 "title": f"{report.nodeid} can be read", "message": report.longreprtext})
+
+
+def _finish(item: pytest.Item, entry: dict[str, Any]) -> None:
+    state = item.config.stash[_SESSION]
+    blocked = entry["outcome"] == "skipped" and any(name in state.failed for name in _after(item))
+    if entry["outcome"] in {"failed", "error"}:
+        state.failed[_name(item)] = entry["title"]
+    elif blocked:
+        # The chain goes on, by the title of the check that broke it.
+        state.failed[_name(item)] = next(state.failed[name] for name in _after(item) if name in state.failed)
+    state.record(entry)
+
+
+def _blank_entry(state: Session) -> dict[str, Any]:
+    return {"id": "", "title": "", "group": "", "phase": state.phase, "server": state.server.name,
+            "outcome": "passed", "seconds": 0.0, "expected": "", "seen": "", "because": "", "console": [],
+            "message": "", "reason": ""}
+
+
+def _blank(item: pytest.Item) -> dict[str, Any]:
+    function = getattr(item, "function", None)
+    module = getattr(item, "module", None)
+    title = _first_line(function) or item.name
+    parameters = re.search(r"\[(.*)\]$", item.name)
+    return {**_blank_entry(item.config.stash[_SESSION]), "id": item.nodeid,
+            "title": f"{title} ({parameters[1]})" if parameters else title,
+            "group": _first_line(module) or Path(item.nodeid.split("::")[0]).stem}
+
+
+def _first_line(thing: object) -> str:
+    return (getattr(thing, "__doc__", None) or "").strip().split("\n")[0].rstrip(".")
+
+
+def _explain(error: BaseException, info: pytest.ExceptionInfo[BaseException]) -> dict[str, Any]:
+    if isinstance(error, Mismatch):
+        return {"expected": error.expected, "seen": error.seen, "because": error.because, "console": error.console,
+                "message": str(error)}
+    if isinstance(error, DialtoneError):
+        return {"seen": error.message, "message": str(error)}
+    if isinstance(error, AssertionError):
+        return {"message": info.exconly().removeprefix("AssertionError: ")}
+    last = info.traceback[-1]
+    return {"message": f"{info.exconly()} ({Path(last.path).name}:{last.lineno + 1})"}
+
+
+def _infrastructure(error: BaseException) -> bool:
+    return isinstance(error, DialtoneError) and error.fault in {Fault.CLOUD, Fault.HOST}
+
+
+def _name(item: pytest.Item) -> str:
+    """The function's name: checks are told apart by it in `after`."""
+    return getattr(item, "originalname", None) or item.name
+
+
+def _after(item: pytest.Item) -> list[str]:
+    return [str(name) for mark in item.iter_markers("after") for name in mark.args]
