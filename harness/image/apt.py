@@ -1,0 +1,185 @@
+"""Package lists of one release in a directory of their own: the host's lists and packages play no part.
+
+What is kept in the directory:
+
+    sources.list    the mirrors
+    state/ cache/   apt's own
+    status          an empty dpkg status: nothing is installed here
+    refreshed       its time of change says when the lists were last fetched
+    closures/       answers of closure(), by hash of lists and question
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import HostError
+from harness.image.mirrors import AptMirrors
+from harness.process import CommandFailed, Completed, run
+from harness.run import write_whole
+
+DAY = 24 * 3600.0
+
+
+class MirrorError(HostError):
+    """The mirror can't be reached, or what it serves is not trusted by apt."""
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A version of a package that a suite of the mirror has."""
+
+    version: str
+    suite: str
+
+
+@dataclass(frozen=True)
+class AptState:
+    """apt for `release` and `architecture`, all its files below `directory`."""
+
+    directory: Path
+    mirrors: AptMirrors
+    release: str
+    architecture: str
+    source_packages: bool = False
+
+    @property
+    def sources(self) -> str:
+        return self.mirrors.sources(self.release, source_packages=self.source_packages)
+
+    @property
+    def options(self) -> list[str]:
+        """apt's command line options that keep it inside `directory`. Signatures are checked as apt does."""
+        at = self.directory
+        values = {
+            "Dir::State": f"{at}/state", "Dir::State::status": f"{at}/status", "Dir::Cache": f"{at}/cache",
+            "Dir::Etc::SourceList": f"{at}/sources.list", "Dir::Etc::SourceParts": "/dev/null",
+            "Dir::Etc::Preferences": "/dev/null", "Dir::Etc::PreferencesParts": "/dev/null",
+            "APT::Architecture": self.architecture, "APT::Architectures": self.architecture,
+            "APT::Sandbox::User": "root", "APT::Install-Recommends": "false", "Acquire::Languages": "none",
+            "Acquire::Retries": "2", "Dir::Cache::pkgcache": "pkgcache.bin",
+            "Dir::Cache::srcpkgcache": "srcpkgcache.bin", "#clear": "APT::Update::Post-Invoke-Success",
+        }
+        return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
+
+    def refresh(self, deadline: Deadline, *, older_than: float = DAY) -> None:
+        """Fetch the package lists where they are missing or `older_than` seconds.
+
+        Raises MirrorError where the mirror is out of reach or apt does not trust it.
+        """
+        with self._locked():
+            stamp = self.directory / "refreshed"
+            sources = self.directory / "sources.list"
+            same = sources.exists() and sources.read_text() == self.sources
+            if same and stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < older_than:
+                return
+            for part in ("state/lists/partial", "cache/archives/partial", "closures"):
+                (self.directory / part).mkdir(parents=True, exist_ok=True)
+            (self.directory / "status").touch()
+            stamp.unlink(missing_ok=True)
+            write_whole(sources, self.sources)
+            try:
+                run(["apt-get", *self.options, "-q", "-o", "APT::Update::Error-Mode=any", "update"], deadline=deadline)
+            except CommandFailed as error:
+                raise MirrorError("the package lists can't be fetched: " + reason(error.output),
+                                  excerpt="\n".join(complaints(error.output)),
+                                  hint="mirrors come from this machine's apt configuration; dialtone.toml can name "
+                                       "others: mirror, security_mirror") from error
+            write_whole(stamp, self._lists_hash())
+
+    def state(self) -> str:
+        """A hash over the package lists as they are now; empty before the first refresh()."""
+        stamp = self.directory / "refreshed"
+        return stamp.read_text() if stamp.exists() else ""
+
+    def closure(self, packages: Sequence[str]) -> tuple[str, ...]:
+        """`name version` of all that installing `packages` on an empty system would install, sorted.
+
+        Raises HostError naming what the release does not have.
+        """
+        question = hashlib.sha256("\n".join([self.state(), *sorted(packages)]).encode()).hexdigest()[:24]
+        kept = self.directory / "closures" / f"{question}.json"
+        if kept.exists():
+            return tuple(json.loads(kept.read_text()))
+        try:
+            text = self._apt("apt-get", "-s", "-q", "install", *sorted(packages)).stdout
+        except CommandFailed as error:
+            raise HostError(f"{self.release} can't install what is asked for: {reason(error.output)}",
+                            excerpt="\n".join(complaints(error.output))) from error
+        found = tuple(sorted(f"{m[1]} {m[2]}" for m in re.finditer(r"^Inst (\S+) \((\S+)", text, re.M)))
+        write_whole(kept, json.dumps(found))
+        return found
+
+    def depends(self, package: str) -> list[str]:
+        """Names in the Depends field of the candidate version of `package`; of alternatives the first."""
+        text = self._apt("apt-cache", "show", "--no-all-versions", package).stdout
+        field = re.search(r"^Depends: (.*)$", text, re.M)
+        return names(field[1]) if field else []
+
+    def offers(self, package: str) -> list[Offer]:
+        """Versions of a binary package that the mirror has, the newest first."""
+        text = self._apt("apt-cache", "madison", package).stdout
+        return [Offer(m[1], m[2]) for m in re.finditer(r"^ *\S+ \| *(\S+) \| \S+ (\S+)/\S+ \S+ Packages", text, re.M)]
+
+    def apt_get(self, *arguments: str, deadline: Deadline, cwd: Path) -> Completed:
+        """Run apt-get with this state in directory `cwd`. Raises as run()."""
+        return run(["apt-get", *self.options, "-q", *arguments], deadline=deadline, cwd=cwd)
+
+    def _apt(self, program: str, *arguments: str) -> Completed:
+        with self._locked():
+            return run([program, *self.options, *arguments])
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _lists_hash(self) -> str:
+        total = hashlib.sha256()
+        for file in sorted((self.directory / "state/lists").glob("*_Packages*")):
+            total.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        return total.hexdigest()
+
+
+def state_for(cache: Path, mirrors: AptMirrors, release: str, architecture: str, *,
+              source_packages: bool = False) -> AptState:
+    """The state below `cache` for these mirrors; other mirrors get another."""
+    found = AptState(cache, mirrors, release, architecture, source_packages)
+    name = hashlib.sha256(found.sources.encode()).hexdigest()[:12]
+    return AptState(cache / "apt" / f"{release}-{architecture}-{name}", mirrors, release, architecture, source_packages)
+
+
+def names(field: str) -> list[str]:
+    """Package names of a dependency field (deb-control(5)); of alternatives the first, versions left out."""
+    return [re.split(r"[\s(:|]", part.strip(), maxsplit=1)[0] for part in field.split(",") if part.strip()]
+
+
+def newer(left: str, right: str) -> bool:
+    """Whether Debian version `left` is later than `right` (deb-version(7))."""
+    return run(["dpkg", "--compare-versions", left, "gt", right], check=False).returncode == 0
+
+
+def complaints(output: str) -> list[str]:
+    """apt's errors and warnings in `output`, each once, at most six."""
+    found = [line for line in output.splitlines() if line.startswith(("E:", "W:", "Err:", "  "))]
+    return list(dict.fromkeys(found))[:6]
+
+
+def reason(output: str) -> str:
+    """The first error of apt as one sentence."""
+    for line in output.splitlines():
+        if line.startswith("E: "):
+            return re.sub(r"\s+", " ", line.removeprefix("E: ")).strip()
+    last = output.strip().splitlines()
+    return last[-1].strip() if last else "apt said nothing"

@@ -1,0 +1,118 @@
+"""Builder roots: small Debian systems with a compiler and one kernel's headers, kept in the cache.
+
+    <cache>/builder/<release>-<key>/    complete because it was renamed into place
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import BuildError, Fault, HostError
+from harness.image.apt import AptState
+from harness.image.contained import contained
+from harness.process import CommandFailed, run, run_logged
+from harness.resources import Resource
+from harness.run import Run
+from harness.settings import Settings
+
+MODULE_PACKAGES = ("gcc", "make")
+"""What compiling the kernel module needs besides the headers."""
+
+ALL_PACKAGES = (
+    *MODULE_PACKAGES, "dpkg-dev", "patch", "pkg-config", "gperf", "libcurl4-openssl-dev", "libevent-dev",
+    "libglib2.0-dev", "libhiredis-dev", "libiptc-dev", "libjson-glib-dev", "libpcap0.8-dev", "libpcre3-dev",
+    "libssl-dev", "libsystemd-dev", "libwebsockets-dev", "libxmlrpc-core-c3-dev", "libxtables-dev", "zlib1g-dev",
+)
+"""What compiling all three parts of RTPEngine 10.5 without transcoding needs besides the headers."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`release` is what `uname -r` says in the image, `package` its exact package."""
+
+    release: str
+    package: str
+    version: str
+
+    @property
+    def headers(self) -> str:
+        return f"linux-headers-{self.release}"
+
+
+def kernel_of(state: AptState, package: str) -> Kernel:
+    """The kernel that `package` (linux-image-cloud-amd64, or an exact one) stands for now. Raises BuildError."""
+    for line in state.closure([package]):
+        name, version = line.split(" ")
+        found = re.fullmatch(r"linux-image-(\d\S*)", name)
+        if found:
+            return Kernel(found[1], name, version)
+    raise BuildError(f"the package {package} brings no kernel of {state.release}", fault=Fault.DESCRIPTION,
+                     hint="a kernel package is named like linux-image-cloud-amd64")
+
+
+def prepare(packages: Sequence[str], state: AptState, settings: Settings, current: Run, deadline: Deadline,
+            log: Path) -> Path:
+    """A builder root with exactly the versions of `packages` that the release has now; from the cache where there.
+
+    Raises BuildError, or HostError where the disk is full.
+    """
+    closure = state.closure(packages)
+    key = hashlib.sha256("\n".join((state.architecture, *closure)).encode()).hexdigest()[:12]
+    place = settings.cache / "builder" / f"{state.release}-{key}"
+    if place.exists():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(f"{place}.part-{current.id}")
+    resource = current.journal.creating(Resource("path", os.fspath(part)))
+    try:
+        debootstrap(part, packages, state, deadline, log)
+        if not place.exists():
+            part.rename(place)
+    finally:
+        if part.exists():
+            shutil.rmtree(part)
+        current.journal.gone(resource)
+    return place
+
+
+def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: Deadline, log: Path,
+                *options: str) -> None:
+    """Make the smallest system of the release with `packages` at `into`: a directory, or a .tar file."""
+    sources = log.with_name("sources.list")
+    sources.write_text(state.sources)
+    argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={state.architecture}",
+            *_host_apt_options(), "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
+            "--dpkgopt=force-unsafe-io",
+            *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in ("doc", "man", "locale")),
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+            *options, f"--include={','.join(packages)}", state.release, os.fspath(into), os.fspath(sources)]
+    try:
+        run_logged(contained(argv), log, deadline=deadline)
+    except CommandFailed as error:
+        raise failure("the builder root can't be made", error, log) from error
+
+
+def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostError:
+    """The error for a failed step: this host's fault where its disk is full or its mirror out of reach."""
+    lines = [line for line in error.output.splitlines() if re.search(r"ERROR|error:|^E:|\bE: ", line)][-6:]
+    excerpt = "\n".join(lines or error.output.splitlines()[-8:])
+    if "No space left on device" in error.output:
+        return HostError(f"{what}: the disk is full", excerpt=excerpt, hint=f"make room; the whole log: {log}")
+    unreachable = re.search(r"Could not (resolve|connect)|Failed to fetch|Unable to connect|Temporary failure",
+                            error.output)
+    return BuildError(what, excerpt=excerpt, hint=f"the whole log: {log}",
+                      fault=Fault.HOST if unreachable else Fault.IMAGE)
+
+
+def _host_apt_options() -> list[str]:
+    """What this host's apt was told about proxies and the age of Release files goes for the builder root too."""
+    dump = run(["apt-config", "dump"]).stdout
+    wanted = re.compile(r'^(Acquire::(?:https?::\S*|Check-Valid-Until|Check-Date) ".+");$', re.M)
+    return [f"--aptopt={line}" for line in wanted.findall(dump)]

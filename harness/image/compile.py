@@ -1,0 +1,252 @@
+"""RTPEngine's binaries for one kernel, compiled in a builder root, kept in the cache by all that they depend on.
+
+    <cache>/compile/<key>/rtpengine.tar.zst    only paths below usr/
+    <cache>/compile/<key>/artifact.json        what it is
+    <cache>/compile/<key>/compile.log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from harness.appliance import Appliance
+from harness.deadline import Deadline
+from harness.errors import BuildError
+from harness.image import builder
+from harness.image.apt import AptState, names
+from harness.image.builder import Kernel
+from harness.image.contained import contained_in
+from harness.image.sources import FetchedSource, SourceChoice
+from harness.process import CommandFailed, run, run_logged
+from harness.resources import Resource
+from harness.run import Run
+from harness.settings import Settings
+
+ARTIFACT = "rtpengine.tar.zst"
+XTABLES = "usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An archive for the element rtpengine; `path` is the .tar.zst, `kernel` what `uname -r` says in the image."""
+
+    path: Path
+    sha256: str
+    key: str
+    kernel: str
+    kernel_package: str
+    version: str
+    kind: str
+    vermagic: str
+    from_cache: bool
+    seconds: float
+
+
+def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Settings, run: Run,
+                     say: Callable[[str], None], deadline: Deadline, state: AptState) -> Artifact:
+    """Compile what `choice` holds for the appliance's kernel, or take it from the cache.
+
+    Kinds with a whole source tree are compiled in all three parts, of `debian-packages` only the kernel module is;
+    its daemon and iptables extension are the distribution's. Raises BuildError, HostError.
+    """
+    kernel = builder.kernel_of(state, appliance.kernel)
+    source = choice.used
+    module_only = source.spec.kind == "debian-packages"
+    packages = [*(builder.MODULE_PACKAGES if module_only else builder.ALL_PACKAGES), kernel.headers]
+    script = settings.project / "elements" / "rtpengine" / "compile" / "compile-rtpengine"
+    key = _key(source, kernel, appliance, script, state.closure(packages))
+    place = settings.cache / "compile" / key
+    kept = _kept(place)
+    if kept:
+        say(f"compiled for {kernel.release}, from cache")
+        return kept
+    begin = time.monotonic()
+    with _half(place, run) as part:
+        log = part / "compile.log"
+        say(f"builder root with headers of {kernel.release}")
+        root = builder.prepare(packages, state, settings, run, deadline, log)
+        say(f"compiling for {kernel.release}")
+        stage = part / "stage"
+        tree = _tree(source, part, root, deadline, log)
+        _make(root, script, tree, kernel, source.spec.version, stage, module_only, deadline, log)
+        if module_only:
+            _binaries(part / "packages", stage)
+            needed = daemon_packages(_depends(source.path))
+        else:
+            needed = library_packages(root, _needed(root, stage))
+        vermagic = _vermagic(stage / "usr/lib/modules" / kernel.release / "extra/xt_RTPENGINE.ko", kernel)
+        made = Artifact(place / ARTIFACT, "", key, kernel.release, kernel.package, source.spec.version,
+                        source.spec.kind, vermagic, False, round(time.monotonic() - begin, 1))
+        _describe(stage, made, source, kernel, needed)
+        made = replace(made, sha256=_pack(stage, part / ARTIFACT, log, deadline))
+        for leftover in ("stage", "tree", "packages"):
+            shutil.rmtree(part / leftover, ignore_errors=True)
+        facts = asdict(made) | {"path": ARTIFACT}
+        (part / "artifact.json").write_text(json.dumps(facts, indent=1))
+    return made
+
+
+def _key(source: FetchedSource, kernel: Kernel, appliance: Appliance, script: Path, closure: tuple[str, ...]) -> str:
+    if not script.exists():
+        raise BuildError(f"{script} is missing", hint="the element rtpengine brings it")
+    parts = [source.digest, source.spec.version, appliance.release, appliance.architecture, kernel.release,
+             kernel.package, hashlib.sha256(script.read_bytes()).hexdigest(), *closure]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _kept(place: Path) -> Artifact | None:
+    """The artifact in the cache, if it is whole: its hash is compared."""
+    try:
+        facts = json.loads((place / "artifact.json").read_text())
+        found = Artifact(**facts | {"path": place / ARTIFACT, "from_cache": True})
+        return found if found.sha256 == _sha256(found.path) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextmanager
+def _half(place: Path, current: Run) -> Iterator[Path]:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(f"{place}.part-{current.id}")
+    resource = current.journal.creating(Resource("path", os.fspath(part)))
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        yield part
+        if place.exists():
+            shutil.rmtree(place)
+        part.rename(place)
+    except BaseException:
+        if (part / "compile.log").exists():  # what the error's hint points to
+            shutil.copy(part / "compile.log", current.directory / "compile.log")
+        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        current.journal.gone(resource)
+
+
+def _tree(source: FetchedSource, part: Path, root: Path, deadline: Deadline, log: Path) -> Path:
+    """The directory to compile: the source's own, the unpacked source package, or the module's of the packages."""
+    if source.spec.kind == "debian-source":
+        tree = part / "tree"
+        tree.mkdir()
+        unpack = "dpkg-source --no-check -x /mnt/source/*.dsc /tmp/tree && cp -R /tmp/tree/. /mnt/tree"
+        _in_root(root, ["sh", "-c", unpack], deadline, log, "the source package can't be unpacked",
+                 source=source.path, tree=tree)
+        return tree
+    if source.spec.kind == "debian-packages":
+        for package in sorted(source.path.glob("*.deb")):
+            run(["dpkg-deb", "--extract", package, part / "packages"], deadline=deadline)
+        trees = list((part / "packages/usr/src").glob("rtpengine-*"))
+        if len(trees) != 1:
+            raise BuildError("the packages hold no source of the kernel module below usr/src",
+                             hint="rtpengine-kernel-dkms must be among the packages of this source")
+        return trees[0]
+    return source.path
+
+
+def _make(root: Path, script: Path, tree: Path, kernel: Kernel, version: str, stage: Path, module_only: bool,
+          deadline: Deadline, log: Path) -> None:
+    stage.mkdir()
+    argv = ["bash", "/mnt/compile", *(["--module-only"] if module_only else []), "/mnt/source", kernel.release, version,
+            "/mnt/stage"]
+    _in_root(root, argv, deadline, log, f"RTPEngine {version} can't be compiled for {kernel.release}",
+             compile=script, source=tree, stage=stage)
+
+
+def _in_root(root: Path, argv: list[str], deadline: Deadline, log: Path, what: str, **binds: Path) -> None:
+    try:
+        run_logged(contained_in(root, argv, **binds), log, deadline=deadline)
+    except CommandFailed as error:
+        raise builder.failure(what, error, log) from error
+
+
+def _binaries(packages: Path, stage: Path) -> None:
+    """The distribution's own binaries, where the element wants them."""
+    for origin, target in (("usr/bin/rtpengine", "usr/sbin/rtpengine"), (XTABLES, XTABLES),
+                           ("usr/bin/rtpengine-ctl", "usr/bin/rtpengine-ctl")):
+        file = packages / origin
+        if not file.exists():
+            if target.endswith("ctl"):
+                continue
+            raise BuildError(f"the packages hold no {origin}",
+                             hint="rtpengine-daemon and rtpengine-iptables must be among them")
+        (stage / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, stage / target)
+
+
+def _depends(packages: Path) -> list[str]:
+    found: list[str] = []
+    for package in sorted(packages.glob("rtpengine-daemon_*.deb")) + sorted(packages.glob("rtpengine-iptables_*.deb")):
+        found += names(run(["dpkg-deb", "--field", package, "Depends"]).stdout.strip())
+    return found
+
+
+def daemon_packages(depends: list[str]) -> list[str]:
+    """Of the dependencies of Debian's packages those that a running daemon needs: its libraries."""
+    return sorted({name for name in depends if name.startswith("lib") and not name.endswith("-perl")})
+
+
+def library_packages(root: Path, needed: set[str]) -> list[str]:
+    """The packages of `root` (a Debian system) that hold the shared libraries `needed`.
+
+    Raises BuildError where a library is in none.
+    """
+    owners: dict[str, str] = {}
+    for listing in (root / "var/lib/dpkg/info").glob("*.list"):
+        for line in listing.read_text().splitlines():
+            name = line.rsplit("/", 1)[-1]
+            if name in needed and re.match(r"(/usr)?/lib/", line):
+                owners[name] = listing.name.removesuffix(".list").split(":")[0]
+    homeless = needed - owners.keys()
+    if homeless:
+        raise BuildError(f"no package of the builder root holds {', '.join(sorted(homeless))}")
+    return sorted(set(owners.values()))
+
+
+def _needed(root: Path, stage: Path) -> set[str]:
+    """The shared libraries that the binaries in `stage` ask for (ELF NEEDED)."""
+    files = [f"/mnt/stage/{name}" for name in ("usr/sbin/rtpengine", XTABLES)]
+    return set(re.findall(r"NEEDED +(\S+)", run(contained_in(root, ["objdump", "-p", *files], stage=stage)).stdout))
+
+
+def _vermagic(module: Path, kernel: Kernel) -> str:
+    """The version magic of a kernel module. Raises BuildError where it is not for `kernel`."""
+    if not module.exists():
+        raise BuildError(f"the compilation left no kernel module for {kernel.release}")
+    found = re.search(rb"\0vermagic=([^\0]+)\0", b"\0" + module.read_bytes())
+    vermagic = found[1].decode() if found else "none"
+    if vermagic.split(" ")[0] != kernel.release:
+        raise BuildError(f"{module.name} is for kernel {vermagic.split(' ')[0]}, the image has {kernel.release}",
+                         hint="the builder root's headers are not the kernel's: remove .cache/builder")
+    return vermagic
+
+
+def _describe(stage: Path, made: Artifact, source: FetchedSource, kernel: Kernel, needed: list[str]) -> None:
+    share = stage / "usr/share/rtpengine"
+    share.mkdir(parents=True)
+    facts = {"version": made.version, "kind": made.kind, "source": dict(source.hashes), "kernel": kernel.release,
+             "kernel_package": f"{kernel.package} {kernel.version}", "vermagic": made.vermagic, "key": made.key}
+    (share / "artifact.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    (share / "packages").write_text("".join(f"{name}\n" for name in needed))
+
+
+def _pack(stage: Path, archive: Path, log: Path, deadline: Deadline) -> str:
+    """Pack usr/ of `stage`, the same bytes for the same files; return the archive's SHA-256."""
+    run_logged(["tar", "--directory", stage, "--sort=name", "--owner=0", "--group=0", "--numeric-owner",
+                "--mtime=@0", "--zstd", "--create", "--file", archive, "usr"], log, deadline=deadline)
+    return _sha256(archive)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,39 @@
+"""Commands in mount and process-id namespaces of their own: when they end, however they end, their mounts and
+processes are gone with them (unshare(1), namespaces(7))."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+
+# The root is never written to: what a command needs to write lies on file systems of these namespaces.
+_ENTER = """
+set -eu
+root=$1; shift
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount -t tmpfs tmpfs "$root/mnt"
+while [ "$1" != -- ]; do
+    target=$root/mnt/$1
+    if [ -d "$2" ]; then mkdir "$target"; else : > "$target"; fi
+    mount --bind "$2" "$target"
+    shift 2
+done
+shift
+exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C "$@"
+"""
+
+
+def contained(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """`argv` in namespaces of its own."""
+    return [*UNSHARE, *(os.fspath(a) for a in argv)]
+
+
+def contained_in(root: Path, argv: Sequence[str], **binds: Path) -> list[str]:
+    """`argv` inside `root` (a directory with a system in it); every one of `binds` appears there as /mnt/<name>."""
+    pairs = [word for name, path in binds.items() for word in (name, os.fspath(path))]
+    return contained(["sh", "-c", _ENTER, "enter", os.fspath(root), *pairs, "--", *argv])
