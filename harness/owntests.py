@@ -14,7 +14,8 @@ from harness.settings import Settings
 
 def run_tests(settings: Settings, *, unit: bool, nightly: bool, options: Sequence[str]) -> int:
     """Lint, then pytest; the exit code of the first that fails. Host packages are installed first where root."""
-    host.prepare(settings, for_tests=True, say=lambda text: print(f"host: {text}", flush=True))
+    host.prepare(settings, purpose=host.Purpose.UNIT if unit else host.Purpose.TESTS,
+                 say=lambda text: print(f"host: {text}", flush=True))
     code = run_lint(settings)
     if code:
         return code
