@@ -1,1 +1,28 @@
-"""What is left of a run for people and machines to read."""
+"""What is left of a run for people and machines to read: report.html, junit.xml, report.json in its directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from harness.report import html, junit
+from harness.report.data import as_data
+from harness.report.model import load
+from harness.report.verdict import judge
+from harness.run import Run, write_whole
+
+__all__ = ["write"]
+
+
+def write(run: Run) -> Path:
+    """Write the three files of `run`; return the path of the page. Raises OSError where they can't be written.
+
+    Works for a run in any state: what is not known is not said.
+    """
+    report = load(run)
+    verdict = judge(report)
+    write_whole(run.directory / "report.json", json.dumps(as_data(report, verdict), indent=1, ensure_ascii=False))
+    write_whole(run.directory / "junit.xml", junit.render(report, verdict))
+    page = run.directory / "report.html"
+    write_whole(page, html.render(report, verdict))
+    return page
