@@ -1,0 +1,164 @@
+"""The ways a run ends, with a cloud that is a few lines long."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from harness import appliance as appliances_file
+from harness.appliance import Appliance
+from harness.cloud import Server, ServerSpec
+from harness.deadline import Deadline
+from harness.errors import BuildError, CloudError, HostError
+from harness.nightly import closing, conduct
+from harness.progress import Progress
+from harness.resources import Remover, Resource
+from harness.run import Run, State
+from harness.settings import Settings
+from harness.stages import Work
+
+
+class SmallCloud:
+    """Journals things and removes them, except those named in `stuck`."""
+
+    name = "small"
+
+    def __init__(self, stuck: Sequence[str] = ()) -> None:
+        self.stuck = stuck
+        self.removed: list[str] = []
+        self.interrupt_removal = False
+
+    @property
+    def removers(self) -> Mapping[str, Remover]:
+        return {"thing": self._remove}
+
+    def _remove(self, resource: Resource) -> None:
+        if self.interrupt_removal:
+            os.kill(os.getpid(), signal.SIGINT)
+        if resource.name in self.stuck:
+            raise CloudError(f"{resource.name} is in use")
+        self.removed.append(resource.name)
+
+    def describe(self) -> str:
+        return "small"
+
+    def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
+        raise NotImplementedError
+
+    def servers(self, run: Run) -> Sequence[Server]:
+        return [Server("s", "1", "debian", "", "", (), Path()) for r in run.journal.outstanding()]
+
+    def alive(self, run: Run, server: Server) -> bool:
+        return True
+
+    def console(self, run: Run, server: Server) -> str:
+        return ""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, project: Path) -> Settings:
+    return Settings(tmp_path, appliances=project / "appliances.yaml", runs=tmp_path / "runs", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def relay(settings: Settings) -> Appliance:
+    return appliances_file.load(settings.appliances)["rtpengine"]
+
+
+def things(*names: str) -> list[Resource]:
+    return [Resource("thing", name) for name in names]
+
+
+def make(work: Work, *names: str) -> None:
+    for resource in things(*names):
+        work.run.journal.creating(resource)
+
+
+def test_all_is_removed_newest_first_after_success(settings: Settings, relay: Appliance) -> None:
+    cloud = SmallCloud()
+    out = io.StringIO()
+    assert conduct(settings, relay, cloud, Progress(out), lambda w: make(w, "a", "b"), keep="never") == 0
+    assert cloud.removed == ["b", "a"]
+    assert out.getvalue().rstrip().splitlines()[-1].startswith("passed in")
+    assert Run.open(settings.runs / "latest").state is State.DONE
+
+
+def test_all_is_removed_after_an_error_and_its_kind_is_the_exit_code(settings: Settings, relay: Appliance) -> None:
+    cloud = SmallCloud()
+
+    def stages(work: Work) -> None:
+        make(work, "a")
+        with work.run.stage("build"):
+            raise BuildError("no compiler", hint="install one")
+
+    out = io.StringIO()
+    assert conduct(settings, relay, cloud, Progress(out), stages, keep="never") == 4
+    assert cloud.removed == ["a"]
+    assert "no compiler" in out.getvalue() and "install one" in out.getvalue()
+    report = json.loads((settings.runs / "latest" / "report.json").read_text())
+    assert "no compiler" in json.dumps(report)
+
+
+def test_an_interrupted_run_removes_all_and_ends_with_130(settings: Settings, relay: Appliance) -> None:
+    cloud = SmallCloud()
+    cloud.interrupt_removal = True
+
+    def stages(work: Work) -> None:
+        make(work, "a", "b")
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the signal did not arrive")
+
+    assert conduct(settings, relay, cloud, Progress(io.StringIO()), stages, keep="failed") == 130
+    assert cloud.removed == ["b", "a"], "a second Ctrl-C while removing leaves nothing behind"
+
+
+def test_what_cannot_be_removed_is_said_with_its_own_exit_code(settings: Settings, relay: Appliance) -> None:
+    cloud = SmallCloud(stuck=["a"])
+    out = io.StringIO()
+    assert conduct(settings, relay, cloud, Progress(out), lambda w: make(w, "a", "b"), keep="never") == 8
+    assert cloud.removed == ["b"]
+    assert "a is in use" in out.getvalue()
+    assert things("a") == Run.open(settings.runs / "latest").journal.outstanding()
+
+
+def test_the_first_cause_wins_over_a_removal_that_fails(settings: Settings, relay: Appliance) -> None:
+    def stages(work: Work) -> None:
+        make(work, "a")
+        raise HostError("no disk")
+
+    assert conduct(settings, relay, SmallCloud(stuck=["a"]), Progress(io.StringIO()), stages, keep="never") == 3
+
+
+@pytest.mark.parametrize(("keep", "fails", "kept"), [
+    ("never", True, False), ("failed", True, True), ("failed", False, False), ("always", False, True)])
+def test_keep(settings: Settings, relay: Appliance, keep: str, fails: bool, kept: bool) -> None:
+    cloud = SmallCloud()
+
+    def stages(work: Work) -> None:
+        make(work, "a")
+        if fails:
+            raise CloudError("quota")
+
+    conduct(settings, relay, cloud, Progress(io.StringIO()), stages, keep=keep)
+    assert (cloud.removed == []) is kept
+    assert (Run.open(settings.runs / "latest").state is State.KEPT) is kept
+
+
+def test_a_full_disk_is_this_hosts_fault(settings: Settings, relay: Appliance) -> None:
+    def stages(work: Work) -> None:
+        raise OSError(28, "No space left on device", "/x")
+
+    out = io.StringIO()
+    assert conduct(settings, relay, SmallCloud(), Progress(out), stages, keep="never") == 3
+    assert "No space left on device: /x" in out.getvalue()
+
+
+def test_closing_lines() -> None:
+    assert closing(None, 157) == "passed in 2 min 37 s"
+    assert closing(HostError("x"), 5) == "failed in 5 s (exit 3: the host)"
