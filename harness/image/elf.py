@@ -15,7 +15,7 @@ _PROGRAM = struct.Struct("<IIQQQQQQ")
 _SECTION = struct.Struct("<IIQQQQIIQQ")
 _DYNAMIC = struct.Struct("<qQ")
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
-_DT_NEEDED, _DT_STRTAB, _DT_STRSZ = 1, 5, 10
+_DT_NEEDED, _DT_STRTAB, _DT_STRSZ, _DT_RPATH, _DT_RUNPATH = 1, 5, 10, 15, 29
 
 
 class NotElf(ValueError):
@@ -24,10 +24,14 @@ class NotElf(ValueError):
 
 @dataclass(frozen=True)
 class Dynamic:
-    """Shared libraries by soname, in order, and the program interpreter (empty for a library)."""
+    """Shared libraries by soname, the program interpreter (empty for a library), directories to search first.
 
-    needed: tuple[str, ...]
-    interpreter: str
+    `search` may hold $ORIGIN, the directory of the file.
+    """
+
+    needed: tuple[str, ...] = ()
+    interpreter: str = ""
+    search: tuple[str, ...] = ()
 
 
 def dynamic(file: BinaryIO) -> Dynamic:
@@ -38,7 +42,7 @@ def dynamic(file: BinaryIO) -> Dynamic:
     interpreter = b"".join(_at(file, s[2], s[5]) for s in segments if s[0] == _PT_INTERP)
     section = next((s for s in segments if s[0] == _PT_DYNAMIC), None)
     if section is None:
-        return Dynamic((), _string(interpreter, 0))
+        return Dynamic(interpreter=_string(interpreter, 0))
     entries = list(_DYNAMIC.iter_unpack(_at(file, section[2], section[5] // _DYNAMIC.size * _DYNAMIC.size)))
     values = dict(reversed(entries))
     address = values.get(_DT_STRTAB, 0)
@@ -46,8 +50,12 @@ def dynamic(file: BinaryIO) -> Dynamic:
     if load is None:
         raise NotElf("its string table is in no segment")
     strings = _at(file, load[2] + address - load[3], values.get(_DT_STRSZ, 0))
-    return Dynamic(tuple(_string(strings, value) for tag, value in entries if tag == _DT_NEEDED),
-                   _string(interpreter, 0))
+    return Dynamic(
+        needed=tuple(_string(strings, value) for tag, value in entries if tag == _DT_NEEDED),
+        interpreter=_string(interpreter, 0),
+        search=tuple(directory for tag, value in entries if tag in (_DT_RPATH, _DT_RUNPATH)
+                     for directory in _string(strings, value).split(":") if directory),
+    )
 
 
 def modinfo(file: BinaryIO) -> dict[str, str]:

@@ -1,0 +1,240 @@
+"""Looks at what must be in an image: its kernel, the relay, and what configures both at boot."""
+
+from __future__ import annotations
+
+import configparser
+import posixpath
+import re
+import stat
+from collections import deque
+
+from harness.image import configuration, elf
+from harness.image.finding import MODULE, Check, Expectation, Seen, all_of, equal, few, none_of
+from harness.image.packages import installed
+from harness.image.root import Root
+
+DAEMON = "/usr/sbin/rtpengine"
+EXTENSION = "libxt_RTPENGINE.so"
+LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
+LOG = "/var/log/rtpengine.log"
+_REBUILD = "./inv build --force builds it again"
+
+
+def module_path(kernel: str) -> str:
+    """Where the relay's module lies for `kernel`."""
+    return f"/usr/lib/modules/{kernel}/extra/{MODULE}.ko"
+
+
+def extension_paths(root: Root) -> list[str]:
+    """Where the extension lies in a directory in which iptables looks for it."""
+    return [path for directory in LIBRARIES if root.exists(path := f"{directory}/xtables/{EXTENSION}")]
+
+
+def kernels(root: Root, expect: Expectation) -> Seen:
+    seen = [name.removeprefix("vmlinuz-") for name in root.names("/boot") if name.startswith("vmlinuz-")]
+    return equal(expect.kernel, ", ".join(seen), hint=_REBUILD)
+
+
+def boot_files(root: Root, expect: Expectation) -> Seen:
+    menu = root.text("/boot/grub/grub.cfg")
+    started = re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+)", menu, re.MULTILINE)
+    initrds = re.findall(r"^\s*initrd\s+\S*/initrd\.img-(\S+)", menu, re.MULTILINE)
+    there = root.exists(f"/boot/initrd.img-{expect.kernel}")
+    seen = f"kernel {few(started) or 'none'}, initrd {few(initrds) or 'none'}" + ("" if there else " (file missing)")
+    return Seen(started[:1] == initrds[:1] == [expect.kernel] and there,
+                f"kernel {expect.kernel}, initrd {expect.kernel}", seen, hint=_REBUILD)
+
+
+def kernel_held(root: Root, expect: Expectation) -> Seen:
+    packages = [p for p in installed(root) if p.name.startswith("linux-image-")]
+    free = [p.name for p in packages if not p.held]
+    if not packages:
+        return Seen(False, "held", "no kernel package is installed")
+    return Seen(not free, f"held: {few(p.name for p in packages)}", f"not held: {few(free)}" if free else "held",
+                because="an upgrade would bring a kernel without the relay's module" if expect.relay else "",
+                hint="apt-mark hold, in elements/voip-appliance/post-install.d")
+
+
+def module_trees(root: Root, expect: Expectation) -> Seen:
+    return equal(expect.kernel, ", ".join(root.names("/usr/lib/modules")),
+                 hint="modules of another kernel cannot be loaded; " + _REBUILD)
+
+
+def vermagic(root: Root, expect: Expectation) -> Seen:
+    path = module_path(expect.kernel)
+    elsewhere = [p for p in root.files("/usr/lib/modules") if p.rsplit("/", 1)[1].startswith(f"{MODULE}.ko")]
+    if path not in elsewhere:
+        return Seen(False, path, few(elsewhere) or "no such module", hint=_REBUILD)
+    with root.open(path) as file:
+        magic = elf.modinfo(file).get("vermagic", "")
+    return equal(expect.kernel, magic.split(" ")[0], because=f"the kernel refuses a module whose vermagic is {magic!r}",
+                 hint="./inv build --force compiles it for the image's kernel")
+
+
+def module_index(root: Root, expect: Expectation) -> Seen:
+    directory = f"/usr/lib/modules/{expect.kernel}"
+    entry = f"extra/{MODULE}.ko:"
+    line = next((line for line in root.text(f"{directory}/modules.dep").splitlines() if line.startswith(entry)), None)
+    if line is None or entry.encode() not in root.read(f"{directory}/modules.dep.bin"):
+        return Seen(False, f"{entry[:-1]} in modules.dep", "not in modules.dep" if line is None
+                    else "not in modules.dep.bin", because="modprobe finds modules by this index", hint="depmod -a")
+    missing = [path for path in line.partition(":")[2].split() if not root.exists(f"{directory}/{path}")]
+    return Seen(not missing, f"{entry[:-1]} and all that it depends on", f"without {few(missing)}" if missing
+                else f"{entry[:-1]} and {len(line.partition(':')[2].split())} others", hint=_REBUILD)
+
+
+def module_at_boot(root: Root, expect: Expectation) -> Seen:
+    assert expect.relay
+    states = {True: f"{MODULE} is loaded", False: f"{MODULE} is not loaded"}
+    return equal(states[expect.relay.table >= 0], states[MODULE in configuration.modules_loaded(root)],
+                 hint="a file in /etc/modules-load.d names it; table = -1 is without the module")
+
+
+def programs(root: Root, expect: Expectation) -> Seen:
+    seen = extension_paths(root)
+    if root.exists(DAEMON) and root.lstat(DAEMON).st_mode & 0o111 == 0o111:
+        seen.insert(0, DAEMON)
+    return Seen(DAEMON in seen and len(seen) == 2, f"{DAEMON} to execute, one {EXTENSION} for iptables",
+                few(seen) or "neither", hint=_REBUILD)
+
+
+def shared_libraries(root: Root, expect: Expectation) -> Seen:
+    queue = deque(path for path in (DAEMON, *extension_paths(root)) if root.exists(path))
+    if not queue:
+        return Seen(False, "every shared library is there", "neither daemon nor extension is there", hint=_REBUILD)
+    known: set[str] = set()
+    missing = []
+    while queue:
+        path = queue.popleft()
+        with root.open(path) as file:
+            dynamic = elf.dynamic(file)
+        wanted = [name for name in dict.fromkeys((*dynamic.needed, dynamic.interpreter)) if name and name not in known]
+        known.update(wanted)
+        own = [d.replace("$ORIGIN", posixpath.dirname(path)) for d in dynamic.search]
+        for name in wanted:
+            candidates = [name] if name.startswith("/") else [f"{d}/{name}" for d in (*own, *LIBRARIES)]
+            found = next((candidate for candidate in candidates if root.exists(candidate)), None)
+            if found:
+                queue.append(found)
+            else:
+                missing.append(f"{name} (for {posixpath.basename(path)})")
+    return Seen(not missing, "every shared library is there", f"missing: {few(missing)}" if missing
+                else f"all {len(known)} are there", hint="the artifact names the packages that bring its libraries")
+
+
+def units(root: Root, expect: Expectation) -> Seen:
+    wanted = ["ssh.service", *(["rtpengine.service", "rsyslog.service"] if expect.relay else [])]
+    return all_of(wanted, configuration.enabled_units(root), hint="systemctl enable, in post-install.d of the element")
+
+
+def redis_unit(root: Root, expect: Expectation) -> Seen:
+    assert expect.relay
+    states = {True: "enabled", False: "not enabled"}
+    return equal(states[expect.relay.redis], states["redis-server.service" in configuration.enabled_units(root)],
+                 hint="rtpengine.redis in appliances.yaml says whether Redis runs on the appliance")
+
+
+def relay_configuration(root: Root, expect: Expectation) -> Seen:
+    assert expect.relay
+    wanted = {"table": str(expect.relay.table), "no-fallback": str(expect.relay.no_fallback).lower(),
+              "port-min": str(expect.relay.port_min), "port-max": str(expect.relay.port_max),
+              "log-level": str(expect.relay.log_level), "log-facility": expect.relay.log_facility,
+              "listen-ng port": str(expect.relay.ng_port)}
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        parser.read_string(root.text("/etc/rtpengine/rtpengine.conf"))
+        seen: dict[str, str] = dict(parser["rtpengine"])
+    except (configparser.Error, KeyError) as error:
+        return Seen(False, "/etc/rtpengine/rtpengine.conf with a section [rtpengine]", str(error).splitlines()[0])
+    seen["listen-ng port"] = seen.get("listen-ng", "").rpartition(":")[2]
+    return _compared(wanted, seen, "rtpengine in appliances.yaml and /etc/rtpengine/rtpengine.conf disagree")
+
+
+def _compared(wanted: dict[str, str], seen: dict[str, str], hint: str) -> Seen:
+    wrong = [key for key, value in wanted.items() if seen.get(key) != value]
+    return Seen(not wrong, few(f"{key} = {wanted[key]}" for key in wrong) if wrong else f"{len(wanted)} settings",
+                few(f"{key} = {seen.get(key, 'not set')}" for key in wrong) if wrong else f"{len(wanted)} settings",
+                hint=hint)
+
+
+def log_rule(root: Root, expect: Expectation) -> Seen:
+    assert expect.relay
+    rule = re.compile(rf"^\s*{re.escape(expect.relay.log_facility)}\.\*\s+-?{re.escape(LOG)}\s*$", re.MULTILINE)
+    files = ["/etc/rsyslog.conf", *(f"/etc/rsyslog.d/{n}" for n in root.names("/etc/rsyslog.d") if n.endswith(".conf"))]
+    seen = [path for path in files if root.exists(path) and rule.search(root.text(path))]
+    return Seen(bool(seen), f"{expect.relay.log_facility}.* to {LOG}", few(seen) or "no such rule",
+                hint="a file in /etc/rsyslog.d")
+
+
+def log_rotation(root: Root, expect: Expectation) -> Seen:
+    seen = [f"/etc/logrotate.d/{name}" for name in root.names("/etc/logrotate.d")
+            if re.search(rf"^[^#\n]*{re.escape(LOG)}\b", root.text(f"/etc/logrotate.d/{name}"), re.MULTILINE)]
+    return Seen(bool(seen), f"{LOG} is rotated", few(seen) or "no rule", hint="a file in /etc/logrotate.d")
+
+
+def conntrack_module(root: Root, expect: Expectation) -> Seen:
+    return all_of(["nf_conntrack"], configuration.modules_loaded(root),
+                  because="systemd-sysctl passes over keys of a module that is not loaded",
+                  hint="a file in /etc/modules-load.d names it")
+
+
+def conntrack_buckets(root: Root, expect: Expectation) -> Seen:
+    assert expect.conntrack
+    seen = configuration.module_options(root, "nf_conntrack").get("hashsize", "")
+    return equal(f"hashsize={expect.conntrack.buckets}", f"hashsize={seen or 'not set'}",
+                 hint="options nf_conntrack hashsize=N, in /etc/modprobe.d")
+
+
+def conntrack_sysctls(root: Root, expect: Expectation) -> Seen:
+    assert expect.conntrack
+    # The number of buckets is the module's parameter, looked at by itself.
+    wanted = {k: v for k, v in expect.conntrack.sysctls.items() if k != "net.netfilter.nf_conntrack_buckets"}
+    return _compared(wanted, configuration.sysctls(root), "the plan and the files in /etc/sysctl.d disagree")
+
+
+def datasources(root: Root, expect: Expectation) -> Seen:
+    seen = configuration.cloud_init(root).get("datasource_list")
+    return equal(", ".join(expect.datasources), ", ".join(map(str, seen)) if isinstance(seen, list) else str(seen),
+                 hint="datasource_list in /etc/cloud/cloud.cfg.d; the last file in alphabetical order wins")
+
+
+def cloud_init_enabled(root: Root, expect: Expectation) -> Seen:
+    switches = [path for path in ("/etc/cloud/cloud-init.disabled",) if root.exists(path)]
+    if switches:
+        return none_of("switch that disables cloud-init", switches)
+    return all_of(["cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service"],
+                  configuration.enabled_units(root), hint="systemctl enable, in elements/voip-appliance/post-install.d")
+
+
+def world_writable(root: Root, expect: Expectation) -> Seen:
+    found = [path for path, status in root.walk("/etc")
+             if not stat.S_ISLNK(status.st_mode) and status.st_mode & stat.S_IWOTH]
+    return none_of("configuration that everybody may change", found)
+
+
+SYSTEM_CHECKS = (
+    Check("exactly one kernel", kernels),
+    Check("the boot menu starts that kernel", boot_files),
+    Check("kernel packages are held", kernel_held),
+    Check("modules of that kernel only", module_trees),
+    Check("units are enabled", units),
+    Check("cloud-init is enabled", cloud_init_enabled),
+    Check("cloud-init data sources as described", datasources),
+    Check("configuration is root's alone to change", world_writable),
+)
+RELAY_CHECKS = (
+    Check("the relay's module is for that kernel", vermagic),
+    Check("modprobe finds the relay's module", module_index),
+    Check("the relay's module is loaded at boot", module_at_boot),
+    Check("daemon and iptables extension are in place", programs),
+    Check("their shared libraries are in place", shared_libraries),
+    Check("Redis as described", redis_unit),
+    Check("rtpengine.conf as described", relay_configuration),
+    Check("the relay logs to its own file", log_rule),
+    Check("the relay's log is rotated", log_rotation),
+)
+CONNTRACK_CHECKS = (
+    Check("nf_conntrack is loaded before its settings", conntrack_module),
+    Check("conntrack hash size as planned", conntrack_buckets),
+    Check("conntrack settings as planned", conntrack_sysctls),
+)

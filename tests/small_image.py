@@ -1,0 +1,138 @@
+"""A small tree, and a small qcow2 of it, in which every look of the inspection is green.
+
+The kernel is an empty file and the daemon a shell: enough for whatever reads files, nothing to boot.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+from harness.appliance import Appliance, ConntrackGoal, Rtpengine, ServerSize
+from harness.conntrack import plan
+
+KERNEL = "6.1.0-99-cloud-amd64"
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+
+
+def appliance() -> Appliance:
+    """What the tree is an image of."""
+    return Appliance(
+        name="small", description="a small tree", release="bookworm", architecture="amd64",
+        kernel="linux-image-cloud-amd64", elements=("voip-appliance", "conntrack", "rtpengine"), user="debian",
+        datasources=("ConfigDrive", "OpenStack", "NoCloud"), server=ServerSize(memory=1024, cpus=1, disk=2), ports=(),
+        checks=(), rtpengine=Rtpengine(version="10.5.3.5", sources=()), conntrack=ConntrackGoal(calls=5000),
+        image_mirror="", image_security_mirror="", file=Path("appliances.yaml"), line=1)
+
+
+def kernel_module(info: dict[str, str]) -> bytes:
+    """An ELF file that holds a section .modinfo and nothing else."""
+    content = b"".join(f"{key}={value}\0".encode() for key, value in info.items())
+    names = b"\0.modinfo\0.shstrtab\0"
+    section = struct.Struct("<IIQQQQIIQQ")
+    sections = [(0,) * 10, (1, 1, 2, 0, 64, len(content), 0, 0, 1, 0),
+                (10, 3, 0, 0, 64 + len(content), len(names), 0, 0, 1, 0)]
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 1, 62, 1, 0, 0, 64 + len(content) + len(names),
+                         0, 64, 0, 0, section.size, len(sections), 2)
+    return header + content + names + b"".join(section.pack(*s) for s in sections)
+
+
+def _package(name: str, state: str = "install ok installed", version: str = "1.0-1") -> str:
+    return f"Package: {name}\nStatus: {state}\nArchitecture: amd64\nVersion: {version}\nDescription: {name}\n more\n"
+
+
+def tree(root: Path) -> Path:
+    """Write the tree into the empty directory `root`."""
+    for directory in ("etc/ssh", "root", "home", "tmp", "var/tmp", "var/lib/cloud", "var/log", "usr/sbin", "run",
+                      "var/lib/apt/lists/partial", "usr/local/bin", f"{LIBRARIES}/xtables", "usr/lib64"):
+        (root / directory).mkdir(parents=True)
+    for link, target in {"lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin",
+                         "etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf"}.items():
+        (root / link).symlink_to(target)
+    conntrack = plan(ConntrackGoal(calls=5000), 1024)
+    modules = f"usr/lib/modules/{KERNEL}"
+    index = "extra/xt_RTPENGINE.ko: kernel/net/netfilter/x_tables.ko\nkernel/net/netfilter/x_tables.ko:\n"
+    for path, text in {
+        "boot/grub/grub.cfg": f"menuentry 'x' {{\n\tlinux /boot/vmlinuz-{KERNEL} root=LABEL=x quiet\n"
+                              f"\tinitrd /boot/initrd.img-{KERNEL}\n}}\n",
+        f"boot/vmlinuz-{KERNEL}": "", f"boot/initrd.img-{KERNEL}": "",
+        f"{modules}/modules.dep": index, f"{modules}/modules.dep.bin": index,
+        f"{modules}/kernel/net/netfilter/x_tables.ko": "",
+        "var/lib/dpkg/status": "\n".join([_package(f"linux-image-{KERNEL}", "hold ok installed", "6.1.1-1"),
+                                          _package("gcc", "deinstall ok config-files"), _package("gcc-12-base"),
+                                          _package("bash", version="5.2.15-2")]),
+        "etc/machine-id": "",
+        "etc/passwd": "root:x:0:0:root:/root:/bin/bash\ndebian:x:1000:1000::/home/debian:/bin/bash\n",
+        "etc/shadow": "root:!*:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\ndebian:!:19000:0:99999:7:::\n",
+        "etc/apt/sources.list": "# no mirror\n",
+        "etc/rtpengine/rtpengine.conf": "# relay\n[rtpengine]\ntable = 0\nno-fallback = true\nport-min = 30000\n"
+                                        "listen-ng = 0.0.0.0:2223\nport-max = 40000\nlog-level = 6\n"
+                                        "log-facility = local1\n",
+        "etc/rsyslog.d/30-rtpengine.conf": "local1.* -/var/log/rtpengine.log\n& stop\n",
+        "etc/logrotate.d/rtpengine": "/var/log/rtpengine.log {\n    daily\n}\n",
+        "etc/modules-load.d/rtpengine.conf": "xt_RTPENGINE\n",
+        "etc/modules-load.d/conntrack.conf": "nf_conntrack\n",
+        "etc/modprobe.d/conntrack.conf": f"options nf_conntrack hashsize={conntrack.buckets}\n",
+        "etc/sysctl.d/60-conntrack.conf": "".join(f"{k} = {v}\n" for k, v in conntrack.sysctls.items()
+                                                  if not k.endswith("_buckets")),
+        "etc/cloud/cloud.cfg": "datasource_list: [None]\nusers: [default]\n",
+        "etc/cloud/cloud.cfg.d/91_sources.cfg": "datasource_list: [ConfigDrive, OpenStack, NoCloud]\n",
+        "usr/lib/systemd/system/ssh.service": "[Unit]\n", "usr/lib/systemd/system/rsyslog.service": "[Unit]\n",
+        "usr/lib/systemd/system/redis-server.service": "[Unit]\n",
+        "etc/systemd/system/rtpengine.service": "[Unit]\n",
+        **{f"usr/lib/systemd/system/{name}.service": "[Unit]\n"
+           for name in ("cloud-init-local", "cloud-init", "cloud-config", "cloud-final")},
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+    for unit in ("ssh", "rsyslog", "rtpengine", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final"):
+        enable(root, f"{unit}.service")
+    module = root / modules / "extra/xt_RTPENGINE.ko"
+    module.parent.mkdir()
+    module.write_bytes(kernel_module({"vermagic": f"{KERNEL} SMP mod_unload ", "depends": "x_tables"}))
+    shutil.copy("/bin/sh", root / "usr/sbin/rtpengine")
+    for library, place in (("libc.so.6", LIBRARIES), ("libz.so.1", f"{LIBRARIES}/xtables"),
+                           ("ld-linux-x86-64.so.2", "usr/lib64")):
+        shutil.copy(Path("/lib/x86_64-linux-gnu", library), root / place / library)
+    (root / LIBRARIES / "xtables/libz.so.1").rename(root / LIBRARIES / "xtables/libxt_RTPENGINE.so")
+    return root
+
+
+def enable(root: Path, unit: str) -> None:
+    """As `systemctl enable` does."""
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(exist_ok=True)
+    (wants / unit).symlink_to(f"/etc/systemd/system/{unit}" if (root / "etc/systemd/system" / unit).exists()
+                              else f"/usr/lib/systemd/system/{unit}")
+
+
+def partitioned(raw: Path, *, size_mib: int) -> Path:
+    """A raw disk with a GPT: a BIOS boot partition from 1 MiB on, a root partition from 2 MiB on."""
+    with raw.open("wb") as file:
+        file.truncate(size_mib * 2**20)
+    table = ("label: gpt\n"
+             "start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649, name=BSP\n"
+             "start=4096, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name=root\n")
+    subprocess.run(["sfdisk", "--quiet", raw], input=table.encode(), check=True, capture_output=True)
+    return raw
+
+
+def disk(root: Path, raw: Path, *, size_mib: int = 64) -> Path:
+    """A partitioned raw disk with `root` as an ext4 file system, and something in the place of grub's code."""
+    partitioned(raw, size_mib=size_mib)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", root, "-E", f"offset={2 * 2**20},root_owner=0:0", raw,
+                    f"{(size_mib - 3) * 1024}k"], check=True, capture_output=True)
+    with raw.open("r+b") as file:
+        for offset in (0, 2**20):
+            file.seek(offset)
+            file.write(b"\xeb\x63boot code")
+    return raw
+
+
+def qcow2(raw: Path, image: Path) -> Path:
+    """A compressed qcow2 of a raw disk."""
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", raw, image],
+                   check=True, capture_output=True)
+    return image
