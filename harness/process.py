@@ -17,6 +17,7 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 
 _PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)  # not in the child: loading after a fork can deadlock
 
 
 class CommandFailed(HostError):
@@ -43,7 +44,7 @@ class CommandMissing(HostError):
 
 @dataclass(frozen=True)
 class Completed:
-    """What a command printed (standard output and standard error together unless `stderr` is given)."""
+    """What a command printed: standard output and standard error together."""
 
     argv: tuple[str, ...]
     returncode: int
@@ -52,7 +53,7 @@ class Completed:
 
 def _die_with_parent() -> None:
     """Runs in the child: SIGKILL when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run(
@@ -134,14 +135,16 @@ def run_logged(
 def _lines(fd: int, process: subprocess.Popen[bytes], deadline: Deadline) -> Iterator[str]:
     rest = b""
     while not deadline.expired:
+        ended = process.poll() is not None  # asked first: what it wrote before its end is in the pipe by now
         ready, _, _ = select.select([fd], [], [], min(1.0, deadline.remaining))
         if not ready:
-            if process.poll() is not None:
+            if ended:
                 break
             continue
         chunk = os.read(fd, 65536)
         if not chunk:
-            process.wait(timeout=max(deadline.remaining, 1))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=deadline.remaining)
             break
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
@@ -161,8 +164,6 @@ def _spawn(args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """End what is left of the process group that `process` leads: SIGTERM, then SIGKILL after 5 s."""
-    if process.stdout and process.poll() is not None:
-        process.stdout.close()
     if process.poll() is None:
         for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
             try:
@@ -175,3 +176,5 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
                 continue
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+    if process.stdout:
+        process.stdout.close()
