@@ -46,12 +46,16 @@ class Settings:
         if file.exists():
             try:
                 values |= tomllib.loads(file.read_text(encoding="utf-8"))
-            except tomllib.TOMLDecodeError as error:
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise DescriptionError(f"{file.name}: {error}") from error
             for name in values:
                 if name not in known:
                     raise DescriptionError(f"{file.name}: unknown setting {name!r}",
                                            hint="known: " + ", ".join(sorted(known)))
+        for name in environment:
+            if name.startswith("DIALTONE_") and name.removeprefix("DIALTONE_").lower() not in known:
+                raise DescriptionError(f"the environment has {name}, and there is no such setting",
+                                       hint="known: " + ", ".join(f"DIALTONE_{n.upper()}" for n in sorted(known)))
         values |= {n: environment[f"DIALTONE_{n.upper()}"] for n in known if environment.get(f"DIALTONE_{n.upper()}")}
         values |= {n: v for n, v in flags.items() if v is not None}
         defaults = cls(project)
@@ -75,4 +79,5 @@ def _as(kind: type, name: str, value: object) -> object:
         return value
     if isinstance(value, str):
         return kind(value)
-    raise DescriptionError(f"{name} is {value!r}, which is no {kind.__name__}")
+    what = {bool: "true or false", str: "text"}.get(kind, "path")
+    raise DescriptionError(f"{name} is {value!r}, which is no {what}")
