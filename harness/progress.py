@@ -74,9 +74,11 @@ class Progress:
             else:
                 self._clear()
                 detail = self._detail or ("FAILED" if failed else "done")
-                if failed:
-                    detail = self._paint("31;1", detail if "FAILED" in detail else f"FAILED: {detail}")
-                print(f"  {name:<9} {detail:<56} {duration(spent):>10}", file=self.out, flush=True)
+                if failed and "FAILED" not in detail:
+                    detail = f"FAILED: {detail}"
+                text = f"{detail:<56}"
+                print(f"  {name:<9} {self._paint('31;1', text) if failed else text} {duration(spent):>10}",
+                      file=self.out, flush=True)
             self._stage = ""
 
     def detail(self, text: str) -> None:
