@@ -72,7 +72,10 @@ class LocalCloud:
         return self._accelerator
 
     def describe(self) -> str:
-        return f"local (QEMU, {self.accelerator.name.upper()})"
+        try:
+            return f"local (QEMU, {self.accelerator.name.upper()})"
+        except CommandMissing:
+            return "local (QEMU, not installed yet)"
 
     def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
         """Start a server; it has its addresses and its QEMU runs when this returns.

@@ -1,0 +1,172 @@
+"""Removes what dead runs left on this host.
+
+From two sides. A run that is known to have died is removed by its journal, at once. What bears this checkout's mark
+while its run's directory is gone (somebody deleted runs/) is removed when a second sweep finds it too. Runs that are
+being worked on, runs that were kept, and whatever lacks our mark are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.cloud.choose import choose
+from harness.cloud.ownership import Mark, find, owner
+from harness.errors import DescriptionError, DialtoneError, HostError
+from harness.image import loops
+from harness.process import CommandFailed
+from harness.process import run as run_command
+from harness.resources import REMOVERS, Remover, Resource
+from harness.run import Run, State, write_whole
+from harness.settings import Settings
+
+NAMESPACES = Path("/run/netns")
+_YOUNG = 60.0
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What was found, and its `outcome`: removed, failed, would remove (a dry run), or seen (for the first time)."""
+
+    run_id: str
+    resource: Resource
+    outcome: str
+    why: str
+
+
+def sweep(settings: Settings, *, older_than: float | None = None, dry_run: bool = False) -> list[Reaped]:
+    """Remove what dead runs left; `older_than` (seconds) leaves younger runs alone. What fails is in the result."""
+    # Loop devices first: a build's directory says that it is dead, and goes with the rest.
+    found = [] if dry_run else _sweep_loops(settings)
+    before = time.time() - (older_than or 0.0)
+    for run in Run.all(settings.runs):
+        if run.started <= before:
+            found += _sweep_run(settings, run, dry_run)
+    return found + _sweep_strays(settings, before, dry_run)
+
+
+def _sweep_run(settings: Settings, run: Run, dry_run: bool) -> list[Reaped]:
+    """A run that died; or one that is done, but could not remove everything then."""
+    if run.state is State.KEPT:
+        return []
+    made = run.journal.outstanding()
+    # A run that is just being created isn't locked yet, and owns nothing.
+    if not made and (run.state is State.DONE or time.time() - run.started < _YOUNG):
+        return []
+    why = "its run died" if run.state is State.ACTIVE else "its run could not remove it"
+    try:
+        run.lock()
+    except HostError:
+        return []
+    try:
+        if dry_run:
+            return [Reaped(run.id, resource, "would remove", why) for resource in made]
+        left = run.journal.remove_outstanding(_removers(settings, run))
+        if not left:
+            run.state = State.DONE
+            run.save()
+    finally:
+        run.unlock()
+    stuck = {(r.kind, r.name): error.message for r, error in left}
+    return [Reaped(run.id, r, "failed", stuck[r.kind, r.name]) if (r.kind, r.name) in stuck
+            else Reaped(run.id, r, "removed", why) for r in made]
+
+
+def _removers(settings: Settings, run: Run) -> Mapping[str, Remover]:
+    try:
+        return {**REMOVERS, **choose(replace(settings, cloud=run.cloud)).removers}
+    except DescriptionError:
+        return REMOVERS
+
+
+def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reaped]:
+    sightings = settings.cache / "sightings.json"
+    known = _recall(sightings)
+    mine = owner(settings)
+    found: list[Reaped] = []
+    seen: dict[str, float] = {}
+    for mark, resource in _marked():
+        if mark.owner != mine or (settings.runs / mark.run_id).exists() or began(mark.run_id) > before:
+            continue
+        why = "the directory of its run is gone"
+        if str(resource) not in known:
+            seen[str(resource)] = time.time()
+            found.append(Reaped(mark.run_id, resource, "seen", f"{why}; the next sweep removes it"))
+        elif dry_run:
+            found.append(Reaped(mark.run_id, resource, "would remove", why))
+        else:
+            try:
+                REMOVERS[resource.kind](resource)
+                found.append(Reaped(mark.run_id, resource, "removed", why))
+            except DialtoneError as error:
+                seen[str(resource)] = known[str(resource)]
+                found.append(Reaped(mark.run_id, resource, "failed", error.message))
+    if not dry_run and seen != known:
+        sightings.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(sightings, json.dumps(seen, indent=1))
+    return found
+
+
+def _recall(sightings: Path) -> dict[str, float]:
+    try:
+        return dict(json.loads(sightings.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _marked() -> Iterator[tuple[Mark, Resource]]:
+    """Everything on this host that bears a mark of Dialtone's, in the order in which it is to be removed."""
+    for token in sorted(_process_tokens()):
+        mark = find(token)
+        if mark:
+            yield mark, Resource("process", token)
+    for name, mark in _links().items():
+        yield mark, Resource("link", name)
+    for path in sorted(NAMESPACES.glob("qrouter-*")):
+        marks = _links(path.name)
+        for mark in set(marks.values()):
+            yield mark, Resource("namespace", path.name)
+
+
+_TOKEN = re.compile(rb"dialtone:[0-9a-f]{12}:[A-Za-z0-9._-]+:[a-z0-9-]+:")
+
+
+def _process_tokens() -> set[str]:
+    tokens: set[str] = set()
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            tokens |= {t.decode() for t in _TOKEN.findall(entry.read_bytes())}
+        except OSError:
+            continue
+    return tokens
+
+
+def _links(namespace: str = "") -> dict[str, Mark]:
+    """Marked interfaces by name, in the namespace or in the host's own; none where it can't be looked into."""
+    try:
+        listed = run_command(["ip", *(["-netns", namespace] if namespace else []), "-json", "link", "show"]).stdout
+    except CommandFailed:
+        return {}
+    marks = ((entry["ifname"], find(entry.get("ifalias", ""))) for entry in json.loads(listed or "[]") if entry)
+    return {name: mark for name, mark in marks if mark}
+
+
+def began(run_id: str) -> float:
+    """When a run began, in seconds since the epoch, by its id; 0 for an id without a time."""
+    try:
+        return datetime.strptime(run_id[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _sweep_loops(settings: Settings) -> list[Reaped]:
+    try:
+        removed = loops.sweep(settings.cache / "work")
+    except HostError as error:
+        return [Reaped("-", Resource("loop", "-"), "failed", error.message)]
+    return [Reaped("-", Resource("loop", name), "removed", "its build died") for name in removed]
