@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Iterator
 
-from harness.image.finding import Check, Expectation, Seen, equal, none_of
+from harness.image.finding import Check, Expectation, Seen, equal, few, none_of
 from harness.image.packages import installed
 from harness.image.root import Root
 
@@ -66,8 +66,7 @@ def apt_leftovers(root: Root, expect: Expectation) -> Seen:
 def build_leftovers(root: Root, expect: Expectation) -> Seen:
     found = [path for top in ("/tmp", "/var/tmp", "/etc/dib-manifests", "/usr/lib/diskimage-builder",
                               "/usr/share/pkg-map") for path, _ in root.walk(top)]
-    found += [f"/usr/local/{place}/{name}" for place in ("bin", "sbin") for name in root.names(f"/usr/local/{place}")
-              if name.startswith(("dib-", "install-packages", "package-installs", "map-packages", "map-services"))]
+    found += [f"/usr/local/{place}/{name}" for place in ("bin", "sbin") for name in root.names(f"/usr/local/{place}")]
     # policy-rc.d(8) keeps services from starting while packages are installed, and afterwards too if it stays.
     found += [path for path in ("/usr/sbin/policy-rc.d", "/etc/resolv.conf.ORIG", "/in_target.d") if root.exists(path)]
     return none_of("leftover of the build", found, hint=_AGAIN)
@@ -111,13 +110,16 @@ def _mirrors(root: Root) -> Iterator[str]:
 
 
 def resolver(root: Root, expect: Expectation) -> Seen:
-    path = "/etc/resolv.conf"
-    if not stat.S_ISLNK(root.lstat(path).st_mode):
-        servers = re.findall(r"^\s*nameserver\s+(\S+)", root.text(path), re.MULTILINE)
-        return none_of("name server of the build host", servers, hint=_AGAIN)
-    target = root.link(path)
+    link = "/etc/resolv.conf"
     wanted = "/run/systemd/resolve/"
-    return Seen(wanted.lstrip("/") in target, f"a link into {wanted}", target, hint=_AGAIN)
+    copies = [f"/etc/{name}" for name in root.names("/etc") if "resolv.conf" in name and f"/etc/{name}" != link]
+    if not stat.S_ISLNK(root.lstat(link).st_mode):
+        copies.append(link)
+    servers = [f"{server} in {path}" for path in copies if stat.S_ISREG(root.lstat(path).st_mode)
+               for server in re.findall(r"^\s*nameserver\s+(\S+)", root.text(path), re.MULTILINE)]
+    if servers or link in copies:
+        return Seen(False, f"no name server; {link} a link into {wanted}", few(servers) or "a file", hint=_AGAIN)
+    return Seen(wanted.lstrip("/") in root.link(link), f"a link into {wanted}", root.link(link), hint=_AGAIN)
 
 
 _KNOWN_SETUID = frozenset({

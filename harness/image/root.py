@@ -166,7 +166,7 @@ def raw_copy(image: Path, deadline: Deadline) -> Iterator[BinaryIO]:
     with file:
         file.truncate(size)
         try:
-            run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-n", "--target-is-zero", "-W", image,
+            run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-n", "--target-is-zero", "-W", "-m", "16", image,
                  f"/proc/{os.getpid()}/fd/{file.fileno()}"], deadline=deadline)
         except CommandFailed as error:
             if os.strerror(errno.ENOSPC) in error.output:

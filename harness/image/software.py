@@ -37,11 +37,11 @@ def kernels(root: Root, expect: Expectation) -> Seen:
 
 def boot_files(root: Root, expect: Expectation) -> Seen:
     menu = root.text("/boot/grub/grub.cfg")
-    started = re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+)", menu, re.MULTILINE)
-    initrds = re.findall(r"^\s*initrd\s+\S*/initrd\.img-(\S+)", menu, re.MULTILINE)
+    started = dict.fromkeys(re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+)", menu, re.MULTILINE))
+    initrds = dict.fromkeys(re.findall(r"^\s*initrd\s+\S*/initrd\.img-(\S+)", menu, re.MULTILINE))
     there = root.exists(f"/boot/initrd.img-{expect.kernel}")
-    seen = f"kernel {few(started) or 'none'}, initrd {few(initrds) or 'none'}" + ("" if there else " (file missing)")
-    return Seen(started[:1] == initrds[:1] == [expect.kernel] and there,
+    seen = f"kernel {few(started) or 'none'}, initrd {few(initrds) or 'none'}{'' if there else ' (no such file)'}"
+    return Seen(there and [*started] == [*initrds] == [expect.kernel],
                 f"kernel {expect.kernel}, initrd {expect.kernel}", seen, hint=_REBUILD)
 
 
@@ -50,7 +50,7 @@ def kernel_held(root: Root, expect: Expectation) -> Seen:
     free = [p.name for p in packages if not p.held]
     if not packages:
         return Seen(False, "held", "no kernel package is installed")
-    return Seen(not free, f"held: {few(p.name for p in packages)}", f"not held: {few(free)}" if free else "held",
+    return Seen(not free, f"held: {few(p.name for p in packages)}", f"not held: {few(free)}" if free else "all held",
                 because="an upgrade would bring a kernel without the relay's module" if expect.relay else "",
                 hint="apt-mark hold, in elements/voip-appliance/post-install.d")
 
@@ -80,7 +80,7 @@ def module_index(root: Root, expect: Expectation) -> Seen:
                     else "not in modules.dep.bin", because="modprobe finds modules by this index", hint="depmod -a")
     missing = [path for path in line.partition(":")[2].split() if not root.exists(f"{directory}/{path}")]
     return Seen(not missing, f"{entry[:-1]} and all that it depends on", f"without {few(missing)}" if missing
-                else f"{entry[:-1]} and {len(line.partition(':')[2].split())} others", hint=_REBUILD)
+                else f"all of {len(line.split())} modules", hint=_REBUILD)
 
 
 def module_at_boot(root: Root, expect: Expectation) -> Seen:

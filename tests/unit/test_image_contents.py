@@ -64,8 +64,8 @@ RTPENGINE_CONF = "etc/rtpengine/rtpengine.conf"
 WANTS = "etc/systemd/system/multi-user.target.wants"
 DEFECTS: list[tuple[str, str, Defect]] = [
     ("exactly one kernel", "a second kernel", write("boot/vmlinuz-6.1.0-98-cloud-amd64", "")),
-    ("the boot menu starts that kernel", "an older entry first",
-     change("boot/grub/grub.cfg", "menuentry", "linux /boot/vmlinuz-6.1.0-98-cloud-amd64\nmenuentry")),
+    ("the boot menu starts that kernel", "another kernel's entry",
+     append("boot/grub/grub.cfg", "menuentry y {\n\tlinux /boot/vmlinuz-6.1.0-98-cloud-amd64\n}\n")),
     ("the boot menu starts that kernel", "no initrd", remove(f"boot/initrd.img-{KERNEL}")),
     ("the boot menu starts that kernel", "no menu", remove("boot/grub/grub.cfg")),
     ("kernel packages are held", "not held", change(STATUS, "hold ok installed", "install ok installed")),
@@ -139,6 +139,7 @@ DEFECTS: list[tuple[str, str, Defect]] = [
                                                      'Acquire::http::Proxy "http://proxy.invalid:3128";\n')),
     ("no name server of the build host", "a file",
      lambda root: [remove("etc/resolv.conf")(root), write("etc/resolv.conf", "nameserver 192.0.2.1\n")(root)]),
+    ("no name server of the build host", "a copy", write("etc/.resolv.conf.bak", "nameserver 192.0.2.1\n")),
     ("no name server of the build host", "no file", remove("etc/resolv.conf")),
     ("set-user-id programs are the known ones", "another",
      lambda root: [write("usr/bin/mysu", "x")(root), (root / "usr/bin/mysu").chmod(0o4755)]),

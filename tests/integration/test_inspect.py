@@ -1,0 +1,209 @@
+"""Inspection of real qcow2 files: one defect, one red line; a damaged file is an error; nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import small_image
+from small_image import KERNEL
+
+from harness.deadline import Deadline
+from harness.errors import HostError, InspectError
+from harness.image import gpt, inspect
+from harness.image.root import loop_device, root_of
+
+pytestmark = pytest.mark.root
+EXPECT = inspect.expectation(small_image.appliance(), KERNEL)
+
+
+@pytest.fixture(scope="session")
+def good_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("good")
+    return small_image.disk(small_image.tree(directory / "tree"), directory / "disk")
+
+
+@pytest.fixture
+def disk(good_disk: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "disk"
+    subprocess.run(["cp", "--sparse=always", good_disk, copy], check=True)
+    return copy
+
+
+@pytest.fixture
+def image(disk: Path) -> Path:
+    return small_image.qcow2(disk, disk.with_name("image.qcow2"))
+
+
+def look(image: Path, expect: inspect.Expectation = EXPECT) -> list[inspect.Finding]:
+    return inspect.inspect(image, expect, lambda text: None, Deadline(60))
+
+
+def red(image: Path, expect: inspect.Expectation = EXPECT) -> list[str]:
+    return [f.title for f in look(image, expect) if f.outcome != "passed"]
+
+
+def loops() -> str:
+    return subprocess.run(["losetup", "--list", "--noheadings"], check=True, capture_output=True, text=True).stdout
+
+
+def overwrite(file: Path, offset: int, data: bytes) -> None:
+    with file.open("r+b") as handle:
+        handle.seek(offset)
+        handle.write(data)
+
+
+def debugfs(*commands: str) -> Callable[[Path], None]:
+    def change(disk: Path) -> None:
+        for command in commands:
+            result = subprocess.run(["debugfs", "-w", "-R", command, f"{disk}?offset={2 * 2**20}"], check=True,
+                                    capture_output=True, text=True)
+            assert len(result.stderr.splitlines()) == 1, result.stderr
+
+    return change
+
+
+def test_a_good_image_is_green_and_nothing_stays(image: Path) -> None:
+    before = sorted(image.parent.iterdir())
+    spoken: list[str] = []
+    findings = inspect.inspect(image, EXPECT, spoken.append, Deadline(60))
+    assert [f for f in findings if f.outcome != "passed"] == []
+    assert len(findings) >= 26
+    assert spoken[-1] == f"{len(findings)} checks"
+    assert sorted(image.parent.iterdir()) == before
+    assert str(image.parent) not in loops()
+
+
+@pytest.mark.parametrize(("title", "defect"), [
+    ("the partition table is sound", lambda disk: overwrite(disk, 64 * 2**20 - 512, bytes(8))),
+    ("the partition table is sound", lambda disk: subprocess.run(
+        ["sfdisk", "--quiet", "--part-type", disk, "1", "0FC63DAF-8483-4772-8E79-3D69D8477DE5"], check=True)),
+    ("a boot loader is installed", lambda disk: overwrite(disk, 0, bytes(440))),
+    ("a boot loader is installed", lambda disk: overwrite(disk, 2**20, bytes(512))),
+    ("the file system is clean", debugfs("set_inode_field /etc/passwd links_count 5")),
+    ("exactly one kernel", debugfs(f"rm /boot/vmlinuz-{KERNEL}")),
+    ("no SSH host keys", debugfs("write /proc/self/cmdline /etc/ssh/ssh_host_rsa_key")),
+    ("no password is set", debugfs("rm /etc/shadow")),
+    ("units are enabled", debugfs("rm /etc/systemd/system/rtpengine.service")),
+])
+def test_a_defect_turns_one_line_red(disk: Path, title: str, defect: Callable[[Path], object]) -> None:
+    defect(disk)
+    lines = red(small_image.qcow2(disk, disk.with_name("image.qcow2")))
+    if title in {"a boot loader is installed", "the partition table is sound"}:
+        # Without its type the BIOS boot partition is not found, so neither is the code in it.
+        assert lines[0] == title and set(lines) <= {"the partition table is sound", "a boot loader is installed"}
+    else:
+        assert lines == [title]
+
+
+def test_a_leaked_cluster(image: Path) -> None:
+    # The first cluster is in use once; refcounts are 16 bits (QEMU, docs/interop/qcow2.txt).
+    table = struct.unpack(">Q", image.read_bytes()[48:56])[0]
+    block = struct.unpack(">Q", image.read_bytes()[table:table + 8])[0]
+    overwrite(image, block, b"\0\2")
+    (finding,) = [f for f in look(image) if f.outcome != "passed"]
+    assert (finding.title, finding.seen) == ("the qcow2 file is intact", "leaked clusters")
+
+
+def test_too_large(image: Path) -> None:
+    assert red(image, replace(EXPECT, disk=32 * 2**20)) == ["the image is not too large"]
+    os.truncate(image, EXPECT.limit + 1)
+    assert red(image) == ["the image is not too large"]
+
+
+def test_a_full_file_system(tmp_path: Path) -> None:
+    tree = small_image.tree(tmp_path / "tree")
+    (tree / "srv").mkdir()
+    (tree / "srv/ballast").write_bytes(os.urandom(47 * 2**20))
+    disk = small_image.disk(tree, tmp_path / "disk")
+    assert red(small_image.qcow2(disk, tmp_path / "image.qcow2")) == ["the root file system has room"]
+
+
+@pytest.mark.parametrize(("name", "damage"), [
+    ("no qcow2 file", lambda image: image.write_text("no image")),
+    ("cut short", lambda image: os.truncate(image, image.stat().st_size // 2)),
+    ("not there", lambda image: image.unlink()),
+    ("compressed data", lambda image: overwrite(image, 5 * 65536 + 4096, os.urandom(300_000))),
+])
+def test_a_damaged_file_is_one_clear_error(image: Path, name: str, damage: Callable[[Path], object]) -> None:
+    damage(image)
+    with pytest.raises(InspectError) as error:
+        look(image)
+    assert str(image) in error.value.message
+    assert str(image.parent) not in loops()
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (lambda disk: overwrite(disk, 512, bytes(63 * 512)), ""),
+    (lambda disk: overwrite(disk, 2 * 2**20 + 1024, bytes(1024)), "no ext4 file system"),
+])
+def test_a_disk_without_a_root_file_system(disk: Path, damage: Callable[[Path], object], words: str) -> None:
+    damage(disk)
+    overwrite(disk, 64 * 2**20 - 512, bytes(512))
+    with pytest.raises(InspectError, match=words or "no partition"):
+        look(small_image.qcow2(disk, disk.with_name("image.qcow2")))
+
+
+def test_kill_9_leaves_nothing(image: Path, project: Path) -> None:
+    program = ("import sys, time, pathlib\n"
+               "from harness.deadline import Deadline\n"
+               "from harness.image.root import root_of\n"
+               "with root_of(pathlib.Path(sys.argv[1]), Deadline(60)) as root:\n"
+               "    print(root.text('/etc/passwd').split(':')[0], flush=True)\n"
+               "    time.sleep(60)\n")
+    before = sorted(image.parent.iterdir())
+    child = subprocess.Popen([sys.executable, "-c", program, image], cwd=project, stdout=subprocess.PIPE, text=True)
+    assert child.stdout
+    with child.stdout:
+        assert child.stdout.readline() == "root\n"
+        assert str(image.parent) in loops()
+        child.send_signal(signal.SIGKILL)
+        child.wait(timeout=10)
+    assert sorted(image.parent.iterdir()) == before
+    until = Deadline(5)
+    while str(image.parent) in loops() and not until.expired:
+        pass
+    assert str(image.parent) not in loops()
+
+
+def test_reading_changes_nothing_in_the_image(image: Path) -> None:
+    before = image.read_bytes()
+    with root_of(image, Deadline(60)) as root:
+        assert root.text("/etc/passwd").startswith("root:")
+    assert image.read_bytes() == before
+
+
+def test_no_room_beside_the_image(image: Path, project: Path) -> None:
+    program = ("mount -t tmpfs -o size=3m tmpfs \"$2\" && cp \"$1\" \"$2\" && exec \"$3\" -c '"
+               "import sys, pathlib\n"
+               "from harness.deadline import Deadline\n"
+               "from harness.errors import HostError\n"
+               "from harness.image.root import raw_copy\n"
+               "try:\n"
+               "    with raw_copy(pathlib.Path(sys.argv[1]), Deadline(60)): pass\n"
+               "except HostError as error: print(error.message)' \"$2/image.qcow2\"")
+    place = image.parent / "small"
+    place.mkdir()
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", program, "sh", image, place, sys.executable], cwd=project,
+                          check=True, capture_output=True, text=True)
+    assert done.stdout.startswith("no room beside")
+
+
+def test_without_root_the_error_says_so(disk: Path) -> None:
+    with disk.open("rb") as file:
+        partition = gpt.read(file).root
+        assert partition
+        os.seteuid(65534)
+        try:
+            with pytest.raises(HostError, match="Permission denied") as error, loop_device(file, partition):
+                pass
+        finally:
+            os.seteuid(0)
+    assert "root" in (error.value.hint or "")
