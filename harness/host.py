@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
+from harness.cloud import accelerator
 from harness.deadline import Deadline
 from harness.errors import ExitCode, HostError
 from harness.process import CommandFailed, Completed, run, run_logged
@@ -65,39 +66,37 @@ _RUN = (
     Package("debian-archive-keyring", ("/usr/share/keyrings/debian-archive-keyring.gpg",)),
     Package("debootstrap", ("debootstrap",)),
     Package("dnsmasq-base", ("dnsmasq",)),
-    Package("dpkg-dev", ("dpkg-source",)),
     Package("e2fsprogs", ("mkfs.ext4", "e2fsck")),
     Package("gdisk", ("sgdisk",)),
     Package("genisoimage", ("genisoimage",)),
     Package("git", ("git",)),
     Package("iproute2", ("ip",)),
-    Package("iptables", ("iptables", "ip6tables")),
     Package("kmod", ("depmod", "modinfo")),
     Package("mmdebstrap", ("mmdebstrap",)),
     Package("mount", ("mount", "losetup")),
     Package("netcat-openbsd", ("nc",)),
+    Package("nftables", ("nft",)),
     Package("openssh-client", ("ssh", "ssh-keygen")),
-    Package("procps", ("ps",)),
+    Package("procps", ("sysctl",)),
     Package("qemu-system-x86", ("qemu-system-x86_64",)),
     Package("qemu-utils", ("qemu-img",)),
-    Package("sudo", ("sudo",)),
     Package("util-linux", ("partx", "unshare", "flock")),
     Package("xz-utils", ("xz",)),
     Package("zstd", ("zstd",)),
 )
-_UNIT = (
-    Package("git", ("git",)),
-    Package("shellcheck", ("shellcheck",)),
-)
-_TESTS = (
-    Package("chromium", ("chromium",)),
-)
+_EGRESS = (Package("slirp4netns", ("slirp4netns",)),)
+_UNIT = (Package("git", ("git",)), Package("shellcheck", ("shellcheck",)))
+_TESTS = (Package("chromium", ("chromium",)),)
 
 
-def requirements(purpose: Purpose) -> tuple[Package, ...]:
-    """The Debian packages that `purpose` needs, each once."""
-    lists = {Purpose.RUN: (_RUN,), Purpose.UNIT: (_UNIT,), Purpose.TESTS: (_RUN, _UNIT, _TESTS)}[purpose]
-    return tuple(dict.fromkeys(package for packages in lists for package in packages))
+def requirements(settings: Settings, purpose: Purpose) -> tuple[Package, ...]:
+    """The Debian packages that `purpose` needs with these settings, each once."""
+    wanted = list(_UNIT) if purpose is Purpose.UNIT else list(_RUN)
+    if purpose is Purpose.TESTS:
+        wanted += [*_UNIT, *_EGRESS, *_TESTS]
+    elif settings.egress and purpose is Purpose.RUN:
+        wanted += _EGRESS
+    return tuple(dict.fromkeys(wanted))
 
 
 def prepare(settings: Settings, *, purpose: Purpose = Purpose.RUN, install: bool = False,
@@ -107,8 +106,9 @@ def prepare(settings: Settings, *, purpose: Purpose = Purpose.RUN, install: bool
     Missing packages are installed where this is root, or by sudo where `install` asks for it. Raises HostError
     naming everything that is still missing.
     """
-    if _lacking(purpose) and (install or os.geteuid() == 0):
-        install_packages(settings, _lacking(purpose), say)
+    lacking = _lacking(settings, purpose)
+    if lacking and (install or os.geteuid() == 0):
+        install_packages(settings, lacking, say)
     failed = [f for f in check(settings, purpose) if f.outcome == "failed"]
     if failed:
         raise HostError("; ".join(f"{f.title}: {f.seen}" for f in failed),
@@ -117,9 +117,12 @@ def prepare(settings: Settings, *, purpose: Purpose = Purpose.RUN, install: bool
 
 def report(settings: Settings, *, install: bool, out: TextIO) -> int:
     """Print a line for each thing that this machine must have. Returns the exit code: 0, or 3 where one is missing."""
-    if install and _lacking(Purpose.RUN):
-        install_packages(settings, _lacking(Purpose.RUN), lambda text: print(f"  {text}", file=out, flush=True))
+    lacking = _lacking(settings, Purpose.RUN)
+    if install and lacking:
+        install_packages(settings, lacking, lambda text: print(f"  {text}", file=out, flush=True))
     findings = check(settings, Purpose.RUN)
+    if os.geteuid() == 0:
+        findings.append(_acceleration(settings))
     for finding in findings:
         mark = {"passed": "", "note": "", "failed": "MISSING  "}[finding.outcome]
         print(f"  {finding.title:<20} {mark}{finding.seen}", file=out)
@@ -132,13 +135,13 @@ def report(settings: Settings, *, install: bool, out: TextIO) -> int:
 
 def check(settings: Settings, purpose: Purpose) -> list[HostFinding]:
     """Everything that `purpose` needs of this machine, one finding each."""
-    findings = [_packages(requirements(purpose))]
+    findings = [_packages(requirements(settings, purpose))]
     if purpose is Purpose.UNIT:
         return findings
     findings += [_root(), _disk(settings.cache), _memory()]
     if os.geteuid() == 0:
         findings += [_loop_devices(), _networks()]
-    return [*findings, _acceleration()]
+    return findings
 
 
 def install_packages(settings: Settings, packages: Sequence[Package], say: Callable[[str], None]) -> None:
@@ -180,8 +183,8 @@ def install_packages(settings: Settings, packages: Sequence[Package], say: Calla
                             hint=f"the whole log: {log}")
 
 
-def _lacking(purpose: Purpose) -> list[Package]:
-    return [p for p in requirements(purpose) if p.missing]
+def _lacking(settings: Settings, purpose: Purpose) -> list[Package]:
+    return [p for p in requirements(settings, purpose) if p.missing]
 
 
 def _is_there(thing: str) -> bool:
@@ -235,7 +238,8 @@ _NETWORK_PROBE = """
 ip link add probe0 type bridge
 ip link add probe1 type veth peer name probe2
 ip tuntap add dev probe3 mode tap
-iptables -t nat -A POSTROUTING -j MASQUERADE
+nft 'add table ip probe; add chain ip probe out { type nat hook postrouting priority 100; }'
+nft 'add rule ip probe out masquerade'
 """
 
 
@@ -252,8 +256,12 @@ def _networks() -> HostFinding:
     return HostFinding("networks", "passed", "namespace, bridge, veth, tap and NAT work")
 
 
-def _acceleration() -> HostFinding:
-    if os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return HostFinding("acceleration", "passed", "/dev/kvm is there; used if a guest really boots with it")
-    return HostFinding("acceleration", "note", "no /dev/kvm: guests are emulated (TCG), several times slower",
-                       "turn on virtualisation in the firmware, or nested virtualisation in the hypervisor")
+def _acceleration(settings: Settings) -> HostFinding:
+    try:
+        chosen = accelerator.choose(settings)
+    except HostError as error:
+        return HostFinding("acceleration", "failed", error.message, error.hint or "")
+    if chosen.name == "tcg":
+        return HostFinding("acceleration", "note", f"none: guests are emulated, several times slower ({chosen.why})",
+                           "turn on virtualisation in the firmware, or nested virtualisation in the hypervisor")
+    return HostFinding("acceleration", "passed", f"{chosen.name}: {chosen.why}")
