@@ -23,15 +23,18 @@ GROUPS: dict[str, list[tuple[str, str]]] = {
         ("test_table_in_use", "a table in use can't be deleted"),
         ("test_rules", "rules lead to the module for IPv4 and IPv6"), ("test_held", "the kernel package is held")],
     "daemon": [
-        ("test_unit", "the unit is active and enabled"), ("test_ng_ping", "the relay answers an ng ping over the route"),
+        ("test_unit", "the unit is active and enabled"),
+        ("test_ng_ping", "the relay answers an ng ping over the route"),
         ("test_no_fallback", "no fallback to user space is allowed"), ("test_ports", "only the asked ports listen"),
         ("test_redis", "Redis keeps calls over a crash")],
     "conntrack": [
         ("test_module_early", "the table's module is loaded before sysctls are set"),
         ("test_live", "every planned value is live"), ("test_entries", "entries can be read")],
-    "logging": [("test_log_file", "the daemon writes to /var/log/rtpengine.log"), ("test_rotation", "the log is rotated")],
+    "logging": [
+        ("test_log_file", "the daemon writes to /var/log/rtpengine.log"), ("test_rotation", "the log is rotated")],
     "cloud": [
-        ("test_data_source", "the data source is the config drive"), ("test_hostname", "the host has the server's name"),
+        ("test_data_source", "the data source is the config drive"),
+        ("test_hostname", "the host has the server's name"),
         ("test_root_grown", "the root file system fills the disk"), ("test_key", "the key was injected")],
     "clean boot": [
         ("test_units", "no unit failed"), ("test_kernel_log", "the kernel log has no oops"),
@@ -58,7 +61,8 @@ FAILURE = {
     "next": "./inv build --force, or pin the kernel in appliances.yaml:14",
 }
 
-HOSTILE = "</pre><script>document.title='owned'</script>\x1b[31mred\x1b[0m \x00\x07\x08 \u202egnp.exe \ufffe & \"quoted\""
+HOSTILE = ("</pre><script>document.title='owned'</script>\x1b[31mred\x1b[0m \x00\x07\x08 \u202egnp.exe "
+           "\ufffe & \"quoted\"")
 
 
 def make(runs: Path, number: int, *, exit_code: int | None = 0, stages: Iterable[Stage] = (), **facts: Any) -> Run:
@@ -177,7 +181,7 @@ def past_nights(runs: Path, nights: int = 12) -> None:
             run.stages = stages(run.started, ("host", 1.2, "passed", ""), ("build", 61 * noise, "passed", ""),
                                 ("inspect", 4.1, "passed", ""), ("launch", 31 * noise, "passed", ""),
                                 ("check", 21 * noise, "passed", ""), ("reboot", 55 * noise, "passed", ""))
-            write_checks(run, FIRST, _redden if code else lambda entry: entry)
+            write_checks(run, FIRST, redden if code else lambda entry: entry)
         run.save()
 
 
@@ -214,7 +218,7 @@ def red(runs: Path) -> Run:
     run.state = State.KEPT
     run.save()
     write_rest(run, removed=False)
-    write_checks(run, FIRST, _redden)
+    write_checks(run, FIRST, redden)
     write_console(run, *FAILURE["console"], "[   41.377] systemd[1]: rtpengine.service: Deactivated successfully.")
     return run
 
@@ -263,14 +267,14 @@ def huge(runs: Path) -> Run:
                 "id": f"tests/appliance/test_many.py::test_{number}[{HOSTILE}]", "title": f"check {number} {HOSTILE}",
                 "group": f"group {number % 20}", "phase": FIRST, "server": "server1",
                 "outcome": "passed" if number % 4 == 0 else "failed", "seconds": 0.1, "expected": "x" * 3000,
-                "seen": HOSTILE * 40, "because": "word " * 700, "console": [HOSTILE * 4] * 40,
+                "seen": HOSTILE * 40, "because": f"cause {number % 40} " + "word " * 700, "console": [HOSTILE * 4] * 40,
                 "message": "m" * 5000, "reason": ""}) + "\n")
     line = "[   12.345678] <unit> & \"a line\" that is escaped to more than it was: " + HOSTILE
     write_console(run, *[line] * (2_000_000 // len(line)), lines=10)
     return run
 
 
-def _redden(entry: dict[str, Any]) -> dict[str, Any]:
+def redden(entry: dict[str, Any]) -> dict[str, Any]:
     if entry["id"] != FAILURE["where"]:
         return entry
     return entry | {"outcome": "failed"} | {key: FAILURE[key] for key in ("expected", "seen", "because", "console")}

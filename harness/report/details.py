@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Any
 
 from harness.report.first_screen import facts_list, outcome_sign, section
 from harness.report.history import Trend, trends
-from harness.report.markup import Markup, join, tag
+from harness.report.markup import Markup, breakable, join, tag
 from harness.report.model import Check, Log, Report
-from harness.report.svg import bar, marks, scale, sparkline
+from harness.report.svg import marks, part, sparkline
 from harness.report.text import clip, many, octets, seconds, words
 from harness.report.verdict import Verdict, phases, tested
 
@@ -23,7 +24,8 @@ def checks(report: Report, verdict: Verdict, explained: int, room: int, *, passe
     """Findings in the image, then the checks by group: one row per check, one column per boot."""
     if not report.checks and not report.findings:
         return section("Checks", tag("p", "None ran.", class_="soft"), id_="checks")
-    anchors = {failure.where: number for number, failure in enumerate(verdict.failures[:explained], start=1)}
+    anchors = {place: number for number, failure in enumerate(verdict.failures[:explained], start=1)
+               for place in failure.places}
     boots, servers = phases(report), {check.server for check in report.checks}
     groups: dict[str, dict[tuple[str, str], dict[str, Check]]] = {}
     for check in report.checks:
@@ -33,11 +35,11 @@ def checks(report: Report, verdict: Verdict, explained: int, room: int, *, passe
                for name, rows in groups.items()]
     ran, red = tested(report)
     note = f"{ran - red} of {ran} hold" + (f" after {' and '.join(boots)}" if len(boots) > 1 else "") if ran else ""
-    return section("Checks", *tables, id_="checks", note=note)
+    return section("Checks", tag("div", *tables, class_="groups"), id_="checks", note=note)
 
 
 def start(report: Report) -> Markup | None:
-    """How the server came up, how large the image is, and on what machine: as pictures and facts."""
+    """How the server came up, as a picture, and on what machine."""
     timings = report.fact("server").get("timings")
     steps = [(name, float(value)) for name, value in timings.items() if isinstance(value, int | float)] \
         if isinstance(timings, dict) else []
@@ -47,21 +49,16 @@ def start(report: Report) -> Markup | None:
     for name, value in steps:
         label = f"{name} after {seconds(value)}"
         rows.append(tag("li", tag("span", name, class_="name"),
-                        tag("div", bar(at / whole, (value - at) / whole, None, label=label), class_="plot"),
+                        tag("div", part(at / whole, (value - at) / whole, label), class_="plot"),
                         tag("span", seconds(value), class_="time")))
         at = value
-    facts, host = report.fact("image"), report.fact("host")
-    size, virtual = facts.get("size"), facts.get("virtual_size")
-    picture = None
-    if isinstance(size, int | float) and isinstance(virtual, int | float) and virtual > 0:
-        said = f"{octets(size)} of file for a disk of {octets(virtual)}"
-        picture = join(tag("h3", "Size"), scale(size / virtual, said), tag("p", said, class_="soft"))
-    machine = facts_list([(name, _machine(name, value)) for name, value in host.items()])
-    if not rows and not picture and not host:
+    host = report.fact("host")
+    if not rows and not host:
         return None
+    machine = facts_list([(name, _machine(name, value)) for name, value in host.items()])
     return section("Start of the server" if rows else "Where it ran",
-                   tag("ol", *rows, class_="timeline steps") if rows else None, picture,
-                   join(tag("h3", "Machine") if rows or picture else None, machine) if host else None,
+                   tag("ol", *rows, class_="timeline steps") if rows else None,
+                   join(tag("h3", "Machine") if rows else None, machine) if host else None,
                    id_="start", note="seconds after power-on" if rows else "")
 
 
@@ -157,15 +154,16 @@ def _group(name: str, rows: dict[tuple[str, str], dict[str, Check]], boots: tupl
     for (_, server), by_boot in rows.items():
         first = next(iter(by_boot.values()))
         worst = _worst([check.outcome for check in by_boot.values()])
+        name_of = tag("code", breakable(first.id.removeprefix("tests/appliance/")))
         title = tag("th", tag("span", first.title, f" on {server}" if many_servers and server else None),
-                    tag("code", first.id) if passed_names or worst != "passed" else None, scope="row")
+                    name_of if passed_names or worst != "passed" else None, scope="row")
         cells = [tag("td", outcome_sign(check.outcome), tag("small", seconds(check.seconds)))
                  if (check := by_boot.get(boot)) else tag("td", tag("span", "not run", class_="soft"))
                  for boot in boots]
         body.append(tag("tr", title, *cells, class_=worst))
         skipped = next((check for check in by_boot.values() if check.outcome == "skipped"), None)
         if worst == "skipped" and skipped:
-            body.append(_explanation([("because", skipped.reason or skipped.because)], len(boots) + 1, room))
+            body.append(_explanation([("reason", skipped.reason or skipped.because)], len(boots) + 1, room))
         red = next((check for check in by_boot.values() if check.red), None)
         if red and red.id in anchors:
             link = tag("a", "explained above", href=f"#failure-{anchors[red.id]}")
@@ -244,8 +242,11 @@ def _end(log: Log, room: int) -> tuple[str, str]:
 
 
 def _machine(name: str, value: Any) -> str:
-    if name == "memory" and isinstance(value, int | float) and value > 1_000_000:
-        return f"{value / 2**30:.1f} GiB"
+    """Memory in GiB, be it told in octets or as /proc/meminfo does."""
+    told = re.fullmatch(r"(\d+) kB", words(value)) if name == "memory" else None
+    memory = int(told[1]) * 1024 if told else value if name == "memory" else None
+    if isinstance(memory, int) and memory >= 2**20:
+        return f"{memory / 2**30:.1f} GiB"
     return words(value)
 
 
@@ -260,4 +261,5 @@ def _value(value: Any) -> Markup:
                                  for item in value]), class_="records")
     if isinstance(value, list):
         return tag("ul", [tag("li", _value(item)) for item in value], class_="plain")
-    return tag("span", words(value))
+    text = words(value)
+    return tag("code" if re.fullmatch(r"[0-9a-f]{32,}", text) else "span", text)

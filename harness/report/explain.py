@@ -8,7 +8,7 @@ from harness.report.text import clip, many, seconds
 from harness.report.verdict import Outcome, Verdict, blames_image, exit_phrase, fault_words, judge
 from harness.run import Run
 
-FIELDS = ("expected", "seen", "because", "console", "look", "again", "next")
+FIELDS = ("expected", "seen", "because", "also", "console", "look", "again", "next")
 """The rows of an explanation in their order; a row is there only where something was found."""
 
 _SHOWN = 10
@@ -35,10 +35,8 @@ def summary(run: Run) -> str:
 
 def closing(verdict: Verdict, took: float) -> str:
     """summary() of what is loaded already; `took` in seconds."""
-    if verdict.outcome is Outcome.INTERRUPTED:
-        said = "interrupted after"
-    else:
-        said = "passed in" if verdict.outcome is Outcome.PASSED else "failed in"
+    said = {Outcome.PASSED: "passed in", Outcome.INTERRUPTED: "interrupted after",
+            Outcome.UNFINISHED: "no verdict after"}.get(verdict.outcome, "failed in")
     code = verdict.exit_code
     tail = f" (exit {code}: {exit_phrase(code)})" if code and code != 130 else " (exit 130)" if code else ""
     return f"{said} {seconds(took)}{tail}"
@@ -62,7 +60,10 @@ def rows_of(failure: Failure) -> list[tuple[str, list[str]]]:
     found = []
     for name in FIELDS:
         value = getattr(failure, name)
-        rows = list(value) if name == "console" else value.splitlines()
+        if name == "also":
+            rows = [f"{len(value)} more of the same cause: {'; '.join(value)}"] if value else []
+        else:
+            rows = list(value) if name == "console" else value.splitlines()
         if name == "seen" and not rows and failure.message and failure.title not in failure.message:
             rows = failure.message.splitlines()
         if rows:

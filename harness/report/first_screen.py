@@ -8,9 +8,9 @@ from typing import Any
 from harness.errors import Fault
 from harness.report.explain import rows_of
 from harness.report.history import last_night, red_since
-from harness.report.markup import Markup, join, tag
+from harness.report.markup import Markup, breakable, join, tag
 from harness.report.model import Failure, Report
-from harness.report.svg import bar
+from harness.report.svg import bar, part
 from harness.report.text import clip, lines, many, octets, seconds, words
 from harness.report.verdict import Verdict, blames_image, fault_words
 
@@ -43,7 +43,7 @@ def warnings(report: Report) -> Markup | None:
 
 def failures(report: Report, verdict: Verdict, shown: int, room: int) -> Markup | None:
     """The ten lines for each failure; those beyond `shown` are counted, the checks' list has them all."""
-    if not verdict.failures:
+    if all(failure.fault == Fault.USER for failure in verdict.failures):
         return None
     cards = [_failure(report, failure, number, room)
              for number, failure in enumerate(verdict.failures[:shown], start=1)]
@@ -71,7 +71,7 @@ def timeline(report: Report) -> Markup:
                            red=stage.outcome == "failed", label=label),
                 tag("p", clip(stage.detail, 200)) if stage.detail else None, class_="plot"),
             tag("span", seconds(took) if stage.seconds is not None else "not ended",
-                _against(took, last) if stage.seconds is not None else None, class_="time")))
+                _against(took, last, stage.outcome) if stage.seconds is not None else None, class_="time")))
     key = "thick: this run · thin: the run before" if before else "no run before it to compare with"
     return section("Timeline", tag("ol", *rows, class_="timeline"), id_="timeline", note=key)
 
@@ -84,9 +84,10 @@ def image(report: Report) -> Markup:
     used = report.fact("source").get("used")
     used = used if isinstance(used, dict) else {}
     size, virtual = facts.get("size"), facts.get("virtual_size")
-    shown_size = octets(size) if isinstance(size, int | float) else ""
-    if shown_size and isinstance(virtual, int | float):
-        shown_size += f", a disk of {octets(virtual)}"
+    shown_size = Markup() if not isinstance(size, int | float) else join(octets(size))
+    if isinstance(size, int | float) and isinstance(virtual, int | float) and virtual > 0:
+        said = f"{octets(size)} of file for a disk of {octets(virtual)}"
+        shown_size = join(said, part(0, size / virtual, said))
     packages = manifest.get("packages")
     pairs: list[tuple[str, str | Markup]] = [
         ("size", shown_size),
@@ -97,7 +98,7 @@ def image(report: Report) -> Markup:
         ("built", "taken from the cache: no input had changed" if facts.get("from_cache") else
          "in this run" if "from_cache" in facts else ""),
         ("SHA-256", tag("code", words(facts["sha256"])) if facts.get("sha256") else ""),
-        ("file", tag("code", words(facts["path"])) if facts.get("path") else ""),
+        ("file", tag("code", breakable(words(facts["path"]))) if facts.get("path") else ""),
     ]
     return section("Image", facts_list(pairs), id_="image")
 
@@ -117,8 +118,8 @@ def conntrack(report: Report) -> Markup | None:
             state, word = "passed", "as planned"
         else:
             state, word, differing = "failed", "differs", differing + 1
-        rows.append(tag("tr", tag("th", key.removeprefix("net.netfilter."), scope="row"), tag("td", _grouped(wanted)),
-                        tag("td", _grouped(found)),
+        name = breakable(key.removeprefix("net.netfilter."))
+        rows.append(tag("tr", tag("th", name, scope="row"), tag("td", _grouped(wanted)), tag("td", _grouped(found)),
                         tag("td", tag("span", SIGNS[state], class_=f"o {state}"), " ", tag("span", word)),
                         class_=state))
     note = f"{many(differing, 'value')} {'differs' if differing == 1 else 'differ'}" if differing else "all as planned"
@@ -139,9 +140,10 @@ def _failure(report: Report, failure: Failure, number: int, room: int) -> Markup
         badges.append(tag("span", f"red since run {since}" if since else "new in this run"))
     rows = [join(tag("dt", name), tag("dd", _row(name, content, room))) for name, content in rows_of(failure)]
     return tag("article", tag("h2", tag("span", SIGNS["failed"] if blames_image(failure) else SIGNS["error"],
-                                        class_="o failed"), " ", clip(failure.title, 300)),
+                                        class_="o failed" if blames_image(failure) else "o error"),
+                               " ", clip(failure.title, 300)),
                tag("p", *badges, class_="badges"),
-               tag("p", tag("code", failure.where), class_="where") if failure.where else None,
+               tag("p", tag("code", breakable(failure.where)), class_="where") if failure.where else None,
                tag("dl", *rows, class_="why") if rows else None,
                class_="failure" if blames_image(failure) else "failure other", id=f"failure-{number}")
 
@@ -161,11 +163,11 @@ def _command(line: str) -> Markup:
     return join(tag("code", parts[0]), *[join(" ", part) for part in parts[1:]])
 
 
-def _against(took: float, last: float | None) -> Markup | None:
+def _against(took: float, last: float | None, outcome: str) -> Markup | None:
     if last is None:
         return None
     change = took - last
-    if abs(change) < 1.0 or abs(change) < 0.1 * last:
+    if outcome != "passed" or abs(change) < 1.0 or abs(change) < 0.1 * last:
         return tag("small", f"was {seconds(last)}")
     return tag("small", "▲ " if change > 0 else "▼ ", f"was {seconds(last)}")
 

@@ -67,8 +67,8 @@ def _page(report: Report, verdict: Verdict, room: Room) -> str:
     body = tag(
         "body", _hero(report, verdict, began),
         tag("main",
-            first_screen.warnings(report),
             first_screen.failures(report, verdict, room.failures, room.explanation),
+            first_screen.warnings(report),
             tag("div", first_screen.timeline(report), first_screen.image(report), class_="pair wide-left"),
             tag("div", first_screen.conntrack(report), details.start(report), class_="pair"),
             details.checks(report, verdict, room.failures, room.explanation, passed_names=room.passed_names),

@@ -60,7 +60,8 @@ def _stages(report: Report, verdict: Verdict) -> list[Element]:
     """One case per stage. A stage whose checks or findings are red passes: those are counted where they are."""
     listed = {check.id for check in report.checks} | {check.title for check in report.checks}
     listed |= {finding.title for finding in report.findings}
-    own = [failure for failure in verdict.failures if failure.where not in listed and failure.title not in listed]
+    own = [failure for failure in verdict.failures
+           if not listed.intersection(failure.places) and failure.title not in listed]
     cases = []
     for stage in report.stages:
         case = _case("stage", stage.name, stage.seconds or 0.0)

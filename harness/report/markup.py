@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
 from harness.report.text import clean
 
-_VOID = frozenset({"br", "col", "hr", "img", "link", "meta", "circle", "line", "path", "polyline", "rect"})
+_VOID = frozenset({"br", "col", "hr", "img", "link", "meta", "circle", "line", "path", "polyline", "rect", "wbr"})
 
 
 class Markup(str):
@@ -31,6 +32,12 @@ def tag(element: str, /, *content: Content, **attributes: str | int | float | bo
 def join(*content: Content) -> Markup:
     """Several pieces as one; None is nothing."""
     return Markup("".join(_piece(piece) for piece in content))
+
+
+def breakable(name: str) -> Markup:
+    """A long name that may be broken where a reader would: after a slash, a colon or an underscore."""
+    parts = filter(None, re.split(r"(?<=[/:_])", name))
+    return join(*[join(part, tag("wbr")) if part[-1] in "/:_" else part for part in parts])
 
 
 def _piece(piece: Content) -> str:

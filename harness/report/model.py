@@ -56,7 +56,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Failure:
-    """What the ten lines of an explanation say; `fault` is a harness.errors.Fault, or empty where unknown."""
+    """What the ten lines of an explanation say; `fault` is a harness.errors.Fault, or empty where unknown.
+
+    `also` names further failures of the same cause, `places` where all of them are.
+    """
 
     title: str
     stages: tuple[str, ...] = ()
@@ -70,6 +73,8 @@ class Failure:
     next: str = ""
     fault: str = ""
     message: str = ""
+    also: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,10 +184,12 @@ def checks(directory: Path) -> tuple[Check, ...]:
 
 def past(run: Run, limit: int) -> tuple[Past, ...]:
     """Up to `limit` runs before `run` with the same appliance and cloud, oldest first; unfinished ones left out."""
+    if not limit:
+        return ()
     before = [other for other in Run.all(run.directory.parent)
               if other.id != run.id and other.started < run.started
               and (other.appliance, other.cloud) == (run.appliance, run.cloud) and "exit_code" in other.facts]
-    return tuple(_past(other) for other in before[-limit:])
+    return tuple(_past(other) for other in before[max(0, len(before) - limit):])
 
 
 def tail(path: Path, name: str) -> Log | None:

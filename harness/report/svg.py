@@ -22,10 +22,10 @@ def bar(start: float, length: float, before: float | None, *, red: bool = False,
     return _svg("bar", label, *drawn, width="100%", height="23")
 
 
-def scale(part: float, label: str) -> Markup:
-    """A part of a whole, as a filled bar."""
+def part(start: float, length: float, label: str) -> Markup:
+    """A part of a whole: both as parts of the whole width."""
     return _svg("bar", label, tag("rect", class_="track", x="0", y="0", width="100%", height="100%", rx="4"),
-                _rect("now", 0, part, 3, 10), width="100%", height="16")
+                _rect("now", start, length, 3, 10), width="100%", height="16")
 
 
 def sparkline(values: Sequence[float], label: str) -> Markup:

@@ -38,7 +38,7 @@ _IMAGE_EXITS = {ExitCode.CHECK, ExitCode.BUILD, ExitCode.INSPECT, ExitCode.NOT_R
 
 @dataclass(frozen=True)
 class Verdict:
-    """`sentence` is complete in itself; `failures` are all of them, equal ones as one."""
+    """`sentence` is complete in itself; `failures` are all of them, those of one cause as one."""
 
     outcome: Outcome
     sentence: str
@@ -98,14 +98,31 @@ def _failures(report: Report) -> Iterable[Failure]:
     if not known:
         known = [Failure(stage.detail or f"{stage.name} failed and said nothing", (stage.name,), fault=fault)
                  for stage in report.stages if stage.outcome == "failed"]
+    return _by_cause(_once(failure if failure.fault else replace(failure, fault=fault) for failure in known))
+
+
+def _once(failures: Iterable[Failure]) -> Iterable[Failure]:
+    """The same failure at several stages (after both boots, say) as one that names them all."""
     merged: dict[tuple[str, str, str], Failure] = {}
-    for failure in known:
+    for failure in failures:
         key = (failure.where or failure.title, failure.seen, failure.because)
+        stages = merged[key].stages if key in merged else ()
+        merged[key] = replace(merged.get(key, failure), stages=tuple(dict.fromkeys(stages + failure.stages)),
+                              places=(failure.where,) if failure.where else ())
+    return merged.values()
+
+
+def _by_cause(failures: Iterable[Failure]) -> Iterable[Failure]:
+    """Failures with the same cause as one: the first, with the titles of the others. Without a cause none is merged."""
+    merged: dict[tuple[str, ...], Failure] = {}
+    for number, failure in enumerate(failures):
+        key = (failure.fault, failure.because) if failure.because else (str(number),)
         if key in merged:
-            stages = tuple(dict.fromkeys(merged[key].stages + failure.stages))
-            merged[key] = replace(merged[key], stages=stages)
+            first = merged[key]
+            merged[key] = replace(first, also=(*first.also, failure.title), places=first.places + failure.places,
+                                  stages=tuple(dict.fromkeys(first.stages + failure.stages)))
         else:
-            merged[key] = failure if failure.fault else replace(failure, fault=fault)
+            merged[key] = failure
     return merged.values()
 
 
@@ -149,7 +166,7 @@ def _sentence(report: Report, outcome: Outcome, failures: tuple[Failure, ...], c
     if outcome is Outcome.PASSED:
         return _passed(report)
     if outcome is Outcome.INTERRUPTED:
-        return f"Interrupted during {last}: nothing is said about the image."
+        return f"Interrupted during {at}: no verdict on the image."
     if outcome is Outcome.UNFINISHED:
         return (f"Ended during {last} without a verdict: its process died." if report.dead
                 else f"Not finished: at {last}, no verdict yet.")
@@ -157,8 +174,10 @@ def _sentence(report: Report, outcome: Outcome, failures: tuple[Failure, ...], c
         return _blocked(report, failures, code, at, title)
     ran, red = tested(report)
     if red and blames_image(failures[0]) and failures[0].where:
-        rest = f"“{title}”" if red == 1 else f"the first is “{title}”"
-        return f"Failed: {red} of {many(ran, 'check')} {'does' if red == 1 else 'do'} not hold; {rest}."
+        if red > 1:
+            return f"Failed: {red} of {ran:,} checks do not hold; the first is “{title}”."
+        others = f"; the other {many(ran - 1, 'check')} {'does' if ran == 2 else 'do'}" if ran > 1 else ""
+        return f"Failed: “{title}” does not hold{others}."
     return f"Failed at {at}: {title or exit_phrase(code or 1)}."
 
 
@@ -182,4 +201,4 @@ def _blocked(report: Report, failures: tuple[Failure, ...], code: int | None, at
     who = fault_words(fault)
     if fault == Fault.DESCRIPTION:
         return f"Nothing was proved: the description is wrong at {at}: {title}."
-    return f"Nothing is said about the image: {who} failed at {at}: {title or exit_phrase(code or 3)}."
+    return f"No verdict on the image: {who} failed at {at}: {title or exit_phrase(code or 3)}."
