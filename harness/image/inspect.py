@@ -91,7 +91,7 @@ def _sizes(image: Path, expect: Expectation, deadline: Deadline) -> Seen:
     return Seen(octets <= expect.limit and disk <= expect.disk,
                 f"file at most {expect.limit / 1e6:.0f} MB, disk at most {expect.disk / 2**30:.1f} GiB",
                 f"file {octets / 1e6:.0f} MB, disk {disk / 2**30:.1f} GiB",
-                hint="./inv diff shows what came in since another image; server.disk in appliances.yaml is the disk")
+                hint="manifest.json beside the image names its packages; server.disk in appliances.yaml is the disk")
 
 
 def _partitions(table: gpt.PartitionTable) -> Seen:

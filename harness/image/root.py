@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import io
 import json
 import os
 import stat
@@ -66,7 +67,7 @@ class Root:
         except OSError as error:
             raise OSError(error.errno, error.strerror, path) from None
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> io.BufferedReader:
         return os.fdopen(self._open(path, os.O_RDONLY), "rb")
 
     def read(self, path: str) -> bytes:

@@ -17,7 +17,7 @@ from small_image import KERNEL
 
 from harness.deadline import Deadline
 from harness.errors import HostError, InspectError
-from harness.image import gpt, inspect
+from harness.image import gpt, inspect, manifest
 from harness.image.root import loop_device, root_of
 
 pytestmark = pytest.mark.root
@@ -207,3 +207,27 @@ def test_without_root_the_error_says_so(disk: Path) -> None:
         finally:
             os.seteuid(0)
     assert "root" in (error.value.hint or "")
+
+
+def test_the_manifest_says_what_is_in_the_image(image: Path, tmp_path: Path) -> None:
+    out = tmp_path / "manifest.json"
+    written = manifest.write(image, out, {"elements": {"conntrack": "1" * 64}}, Deadline(60))
+    assert manifest.read(out) == written
+    assert written.sha256 == subprocess.run(["sha256sum", image], check=True, capture_output=True,
+                                            text=True).stdout.split()[0]
+    assert (written.image, written.size, written.virtual_size) == (image.name, image.stat().st_size, 64 * 2**20)
+    assert written.kernel == KERNEL
+    assert [(m.name, m.vermagic) for m in written.modules] == [("xt_RTPENGINE", f"{KERNEL} SMP mod_unload")]
+    assert [(p.name, p.held) for p in written.packages] == [
+        ("bash", False), ("gcc-12-base", False), (f"linux-image-{KERNEL}", True)]
+    assert written.sysctls["net.netfilter.nf_conntrack_max"] == "40448"
+    assert "rtpengine.service" in written.units and "redis-server.service" not in written.units
+    assert written.extra == {"elements": {"conntrack": "1" * 64}}
+
+
+def test_a_manifest_needs_a_module_that_can_be_read(disk: Path, tmp_path: Path) -> None:
+    path = f"/usr/lib/modules/{KERNEL}/extra/xt_RTPENGINE.ko"
+    debugfs(f"rm {path}", f"write /etc/hostname {path}")(disk)
+    with pytest.raises(InspectError, match=r"no 64-bit|too early"):
+        manifest.write(small_image.qcow2(disk, tmp_path / "image.qcow2"), tmp_path / "manifest.json", {}, Deadline(60))
+    assert not (tmp_path / "manifest.json").exists()
