@@ -6,6 +6,7 @@ unpacks a cluster again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -44,20 +45,28 @@ def raw_copy(image: Path, cache: Path, journal: Journal, deadline: Deadline) -> 
         raise CloudError(f"{image}: {error.strerror}", hint="./inv build builds it", fault=Fault.IMAGE) from error
     identity = json.dumps([os.fspath(image.absolute()), seen.st_ino, seen.st_size, seen.st_mtime_ns])
     directory = cache / "raw"
-    copy = directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.raw"
-    if copy.exists():
-        os.utime(copy)
-        return copy
     directory.mkdir(parents=True, exist_ok=True)
-    part = Resource("path", os.fspath(directory.absolute() / f".{journal.path.parent.name}-{copy.name}"))
+    copy = directory / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.raw"
+    with (directory / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if copy.exists():
+            os.utime(copy)
+        else:
+            _convert(image, copy, journal, deadline)
+    return copy
+
+
+def _convert(image: Path, copy: Path, journal: Journal, deadline: Deadline) -> None:
+    part = Resource("path", os.fspath(copy.absolute().with_name(f".{journal.path.parent.name}-{copy.name}")))
     journal.creating(part)
     try:
+        # Reading a cluster that lies beyond the end of a file cut short gives zeros and no error.
+        run([PROGRAM, "check", "-q", "-f", "qcow2", image], deadline=deadline)
         run([PROGRAM, "convert", "-f", "qcow2", "-O", "raw", "-W", "-t", "unsafe", image, part.name], deadline=deadline)
     except CommandFailed as error:
-        raise CloudError(f"{image} can't be read as a disk image", excerpt=error.output.strip(),
+        raise CloudError(f"{image} can't be read as a disk image", excerpt=error.excerpt,
                          hint="./inv build --force builds it anew", fault=Fault.IMAGE) from error
     Path(part.name).replace(copy)
     journal.gone(part)
-    for old in sorted(directory.glob("*.raw"), key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_COPIES:]:
+    for old in sorted(copy.parent.glob("*.raw"), key=lambda p: p.stat().st_mtime, reverse=True)[KEPT_COPIES:]:
         old.unlink(missing_ok=True)
-    return copy

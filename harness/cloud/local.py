@@ -120,7 +120,9 @@ class LocalCloud:
 
     def servers(self, run: Run) -> Sequence[Server]:
         """The servers of a run that were launched and not removed."""
-        return [record.server for record in self._records(run)]
+        launched = {r.name for r in run.journal.outstanding() if r.kind == "process"}
+        records = [_load(path) for path in run.directory.glob("*/server.json")]
+        return [r.server for r in sorted(records, key=lambda r: r.port.number) if r.token in launched]
 
     def alive(self, run: Run, server: Server) -> bool:
         """Whether the server's QEMU runs."""
@@ -154,11 +156,10 @@ class LocalCloud:
 
     def _place(self, run: Run, network: Network, spec: ServerSpec, deadline: Deadline) -> _Record:
         """Give a server its place in the run's network, which is made with the first server."""
-        records = self._records(run)
+        ports = sorted((_load(path).port for path in run.directory.glob("*/server.json")), key=lambda p: p.number)
         if Resource("namespace", network.namespace) not in run.journal.outstanding():
             self._make_network(run, network, deadline)
-        ports = [r.port for r in records]
-        number = max((p.number for p in ports), default=-1) + 1
+        number = ports[-1].number + 1 if ports else 0
         if number >= networks.CAPACITY:
             raise CloudError(f"run {run.id} has {number} servers, all that its network holds")
         identity = uuid.uuid4()
@@ -181,15 +182,6 @@ class LocalCloud:
             egress.start(network, directory, run.journal, deadline)
         dhcp.start(network, directory, run.journal, deadline, egress.RESOLVER if self._settings.egress else "")
 
-    def _records(self, run: Run) -> list[_Record]:
-        outstanding = {(r.kind, r.name) for r in run.journal.outstanding()}
-        found = []
-        for path in run.directory.glob("*/server.json"):
-            record = _load(path)
-            if ("process", record.token) in outstanding:
-                found.append(record)
-        return sorted(found, key=lambda r: r.port.number)
-
 
 @contextmanager
 def _allocating(run: Run) -> Iterator[None]:
@@ -206,7 +198,7 @@ def _start(machine: qemu.Machine, network: Network, directory: Path, deadline: D
         run_command(argv, deadline=deadline, cwd=directory)
         status: dict[str, Any] | None = qemu.execute(directory / qemu.MONITOR, "query-status", deadline)
     except (CommandFailed, CloudError) as error:
-        said = error.output if isinstance(error, CommandFailed) else _text(machine.log)
+        said = _text(machine.log) + (error.output if isinstance(error, CommandFailed) else "")
         raise CloudError("QEMU does not start the server", excerpt=said.strip() or error.message,
                          hint=f"its log: {machine.log}") from error
     if status is None or status.get("status") != "running":
