@@ -18,7 +18,6 @@ __all__ = ["Expectation", "Finding", "expectation", "inspect"]
 
 _FREE_SHARE = 0.1
 _QEMU_IMG_CHECK = {2: "errors", 3: "leaked clusters"}
-_E2FSCK_UNCORRECTED = 4
 
 
 def inspect(image: Path, expect: Expectation, say: Callable[[str], None], deadline: Deadline) -> list[Finding]:

@@ -1,0 +1,68 @@
+"""The parsers read what this host's kernel prints, in a network namespace of the test's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import lacking
+
+from harness import conntrack
+
+pytestmark = pytest.mark.root
+
+# A flow both ways, assured after two seconds; a flow one way; a TCP connection; then what the kernel says.
+PROGRAM = """
+import json, pathlib, socket, time
+def udp(address, port):
+    s = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    s.bind((address, port))
+    s.settimeout(5)
+    return s
+relay, phone = udp("127.0.0.1", 30000), udp("127.0.0.1", 40000)
+for _ in range(6):
+    phone.sendto(b"x" * 172, ("127.0.0.1", 30000)); relay.recv(200)
+    relay.sendto(b"x" * 172, ("127.0.0.1", 40000)); phone.recv(200)
+    time.sleep(0.5)
+udp("::1", 40001).sendto(b"x", ("::1", 30001))
+listener = socket.create_server(("127.0.0.1", 2225))
+client = socket.create_connection(("127.0.0.1", 2225))
+read = lambda path: pathlib.Path(path).read_text()
+print(json.dumps([read("/proc/net/nf_conntrack"), read("/proc/net/stat/nf_conntrack")]))
+"""
+SETUP = ("ip link set lo up && nft add table inet t && nft 'add chain inet t c { type filter hook input priority 0; }' "
+         "&& nft add rule inet t c ct state new accept && exec \"$0\" -c \"$1\"")
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[Any]:
+    for program in ("nft", "unshare", "ip"):
+        if not shutil.which(program):
+            lacking(f"the program {program}")
+    done = subprocess.run(["unshare", "--net", "sh", "-c", SETUP, sys.executable, PROGRAM],
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_entries_of_this_kernel(seen: list[Any]) -> None:
+    entries = conntrack.parse_entries(seen[0])
+    by_port = {entry.original.destination_port: entry for entry in entries}
+    media, one_way, tcp = by_port[30000], by_port[30001], by_port[2225]
+    assert media.assured and media.state == "" and media.family == "ipv4"
+    assert (media.original.source_port, media.reply.destination_port) == (40000, 40000)
+    assert media.timeout is not None and media.timeout > 30
+    assert one_way.family == "ipv6" and one_way.flags == {"UNREPLIED"} and not one_way.assured
+    assert tcp.protocol == "tcp" and tcp.state == "ESTABLISHED" and tcp.assured
+    assert conntrack.by_protocol(entries)["udp"] == 2
+
+
+def test_statistics_of_this_kernel(seen: list[Any]) -> None:
+    totals = conntrack.parse_proc_statistics(seen[1])
+    assert totals["entries"] == len(conntrack.parse_entries(seen[0]))
+    assert totals["drop"] == totals["early_drop"] == 0
