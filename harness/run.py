@@ -46,10 +46,9 @@ class Journal:
         alive: dict[tuple[str, str], Resource] = {}
         for entry in self._entries():
             key = (entry["kind"], entry["name"])
+            alive.pop(key, None)
             if entry["event"] == "creating":
                 alive[key] = Resource(entry["kind"], entry["name"], entry.get("data", {}))
-            else:
-                alive.pop(key, None)
         return list(reversed(alive.values()))
 
     def remove_outstanding(self, removers: Mapping[str, Remover]) -> list[tuple[Resource, DialtoneError]]:
@@ -71,8 +70,12 @@ class Journal:
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         line = json.dumps({"at": time.time(), **entry}, sort_keys=True) + "\n"
-        with self.path.open("a", encoding="utf-8") as out:
-            out.write(line)
+        with self.path.open("ab+") as out:
+            if out.tell():
+                out.seek(-1, os.SEEK_END)
+                if out.read(1) != b"\n":
+                    line = "\n" + line  # ends the line that a death or a full disk cut off
+            out.write(line.encode())
             out.flush()
             os.fsync(out.fileno())
 
@@ -135,8 +138,8 @@ class Run:
         directory = runs / f"{stamp}-{appliance}-{secrets.token_hex(2)}"
         directory.mkdir(parents=True, mode=0o750)
         made = cls(directory, appliance, cloud, now)
-        made.save()
         made.lock()
+        made.save()
         latest = runs / f".latest-{made.id}"
         latest.symlink_to(made.id)
         latest.replace(runs / "latest")
@@ -229,9 +232,14 @@ class Run:
 def write_whole(path: Path, text: str, mode: int = 0o640) -> None:
     """Write a file so that a reader sees the old text or the new, never a half."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.touch(mode=mode)
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    part.unlink(missing_ok=True)
+    try:
+        part.touch(mode=mode)
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 _ID = re.compile(r"^\d{8}-\d{6}-.+-[0-9a-f]{4}$")
