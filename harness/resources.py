@@ -115,13 +115,14 @@ def remove_mount(resource: Resource) -> None:
 def remove_loop(resource: Resource) -> None:
     """Loop devices whose backing file is `name` or lies below it: partitions first, then the device.
 
-    The order matters: a partition that outlives its device poisons the next build on that device.
+    The order matters: a partition that outlives its device poisons the next build on that device. When the mount
+    with the file is gone, the kernel shows the path inside that mount only: the last part of `name` must be unique.
     """
     listed = json.loads(run(["losetup", "--json", "--list", "--output", "NAME,BACK-FILE"]).stdout or "{}")
     for device in listed.get("loopdevices", []):
         backing = Path(str(device["back-file"] or "").removesuffix(" (deleted)"))
         wanted = Path(resource.name)
-        if backing != wanted and wanted not in backing.parents:
+        if backing != wanted and wanted.name not in backing.parent.parts:
             continue
         name = str(device["name"])
         run(["partx", "--delete", name], check=False)

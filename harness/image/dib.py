@@ -1,0 +1,204 @@
+"""diskimage-builder run for one appliance: its elements, its environment, its block device."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from harness.appliance import Appliance
+from harness.conntrack import plan
+from harness.errors import DescriptionError
+from harness.image import loops
+from harness.image.builder import Kernel
+from harness.image.compile import Artifact
+from harness.image.mirrors import AptMirrors
+
+STOCK_ELEMENTS = ("debian-minimal", "vm", "block-device-gpt", "cloud-init", "cloud-init-datasources")
+"""What every image is made of besides the appliance's own elements."""
+
+SHIMS = Path(__file__).with_name("shims")
+
+
+def stock_directory() -> Path:
+    """Where diskimage-builder's own elements are."""
+    return Path(str(importlib.metadata.distribution("diskimage-builder").locate_file("diskimage_builder/elements")))
+
+
+@cache
+def version() -> str:
+    """diskimage-builder's version."""
+    return importlib.metadata.version("diskimage-builder")
+
+
+def elements(appliance: Appliance) -> list[str]:
+    """The elements named on the command line of disk-image-create."""
+    return [*STOCK_ELEMENTS, *appliance.elements]
+
+
+def expand(names: Iterable[str], directories: Sequence[Path]) -> dict[str, Path]:
+    """`names` and all that they depend on, with their directories; the first of `directories` that has one wins.
+
+    What no directory has, an element must provide (element-provides), else DescriptionError is raised.
+    """
+    found: dict[str, Path] = {}
+    provided: set[str] = set()
+    todo = list(names)
+    unknown: set[str] = set()
+    while todo:
+        name = todo.pop(0)
+        if name in found or name in unknown:
+            continue
+        directory = next((d / name for d in directories if (d / name).is_dir()), None)
+        if directory is None:
+            unknown.add(name)
+            continue
+        found[name] = directory
+        todo += _words(directory / "element-deps")
+        provided |= set(_words(directory / "element-provides"))
+    missing = unknown - provided
+    if missing:
+        raise DescriptionError(f"there is no element {', '.join(sorted(missing))}",
+                               hint="looked in " + ", ".join(str(d) for d in directories))
+    return found
+
+
+def tree_hash(directory: Path) -> str:
+    """SHA-256 over names, modes and contents of all files below `directory`."""
+    total = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if "__pycache__" in path.parts or path.is_dir():
+            continue
+        content = bytes(path.readlink()) if path.is_symlink() else path.read_bytes()
+        mode = "link" if path.is_symlink() else f"{path.stat().st_mode & 0o777:o}"
+        total.update(f"{path.relative_to(directory)} {mode} {len(content)}\n".encode() + content)
+    return total.hexdigest()
+
+
+def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
+    """The variables by which the appliance's description reaches the elements; nothing of this machine is in them."""
+    variables = {
+        "ARCH": appliance.architecture,
+        "DIB_RELEASE": appliance.release,
+        "DIB_CLOUD_INIT_DATASOURCES": ", ".join(appliance.datasources),
+        "DIB_VOIP_DATASOURCES": ", ".join(appliance.datasources),
+        "DIB_VOIP_KERNEL_PACKAGE": kernel.package,
+        "DIB_VOIP_IMAGE_MIRROR": appliance.image_mirror,
+        "DIB_VOIP_IMAGE_SECURITY_MIRROR": appliance.image_security_mirror,
+        "DIB_JOURNAL_SIZE": "16",
+    }
+    if appliance.conntrack:
+        table = plan(appliance.conntrack, appliance.server.memory)
+        own = ("net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_buckets")
+        variables |= {
+            "DIB_CONNTRACK_BUCKETS": str(table.buckets), "DIB_CONNTRACK_MAX": str(table.max),
+            "DIB_CONNTRACK_SYSCTLS": " ".join(f"{k}={v}" for k, v in sorted(table.sysctls.items()) if k not in own),
+        }
+    relay = appliance.rtpengine
+    if relay:
+        variables |= {
+            "DIB_RTPENGINE_TABLE": str(relay.table), "DIB_RTPENGINE_NO_FALLBACK": str(int(relay.no_fallback)),
+            "DIB_RTPENGINE_PORT_MIN": str(relay.port_min), "DIB_RTPENGINE_PORT_MAX": str(relay.port_max),
+            "DIB_RTPENGINE_LISTEN_NG": str(relay.ng_port), "DIB_RTPENGINE_LOG_LEVEL": str(relay.log_level),
+            "DIB_RTPENGINE_LOG_FACILITY": relay.log_facility, "DIB_RTPENGINE_REDIS": str(int(relay.redis)),
+        }
+    return variables
+
+
+@dataclass(frozen=True)
+class Build:
+    """One run of disk-image-create: `work` holds all that it writes besides `output` (without .qcow2)."""
+
+    appliance: Appliance
+    variables: Mapping[str, str]
+    elements_path: Path
+    mirrors: AptMirrors
+    artifact: Artifact | None
+    cache: Path
+    work: Path
+    output: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The whole environment; of this process's own only what reaches a proxy or names certificates is passed."""
+        passed = {name: value for name, value in os.environ.items()
+                  if name.lower() in _PASSED or name in {"SSL_CERT_FILE", "SSL_CERT_DIR"}}
+        own = {
+            "HOME": os.fspath(self.work), "USER": "root", "LANG": "C.UTF-8",
+            "PATH": f"{SHIMS}:{Path(sys.executable).parent}:{_PATH}",
+            "ELEMENTS_PATH": os.fspath(self.elements_path),
+            "TMP_DIR": os.fspath(self.temporary), "DIB_NO_TMPFS": "1",
+            "DIB_IMAGE_CACHE": os.fspath(self.cache), "DIB_LOCKFILES": os.fspath(self.work / "locks"),
+            "DIB_DISTRIBUTION_MIRROR": self.mirrors.main, "DIB_DEBIAN_SECURITY_MIRROR": self.mirrors.security,
+            "DIB_BLOCK_DEVICE_CONFIG": json.dumps(block_device(self.image_directory)),
+        }
+        if self.artifact:
+            own["DIB_RTPENGINE_ARTIFACT"] = os.fspath(self.artifact.path)
+        return passed | own | dict(self.variables)
+
+    @property
+    def temporary(self) -> Path:
+        return self.work / "tmp"
+
+    @property
+    def image_directory(self) -> Path:
+        """Where the raw image is; the journal has it as a loop device."""
+        return self.temporary / loops.image_directory(self.work.name)
+
+    @property
+    def argv(self) -> list[str]:
+        """To be run in namespaces of its own."""
+        temporary = "tmpfs" if _memory() >= TMPFS_NEEDS else ""
+        return ["sh", "-c", _PREPARE, "prepare", temporary, os.fspath(self.temporary), os.fspath(self.image_directory),
+                os.fspath(Path(sys.executable).parent / "disk-image-create"), "-a", self.appliance.architecture,
+                "-t", "qcow2", "--qemu-img-options", "compression_type=zstd", "-o", os.fspath(self.output),
+                *elements(self.appliance)]
+
+
+_PASSED = {"http_proxy", "https_proxy", "ftp_proxy", "no_proxy"}
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+TMPFS_NEEDS = 4 << 30
+"""Octets of memory to be available before a build's temporary files lie in it; a build takes about 1.5 GB."""
+
+# Links in /dev/mapper and the temporary files are gone with the namespaces.
+_PREPARE = """
+set -eu
+mkdir -p /dev/mapper "$2"
+mount -t tmpfs tmpfs /dev/mapper
+[ -z "$1" ] || mount -t tmpfs -o mode=755 tmpfs "$2"
+mkdir "$3"
+shift 3
+exec "$@"
+"""
+
+
+def block_device(directory: Path) -> list[object]:
+    """One GPT disk, as image0.raw in `directory`: a BIOS boot partition and the root file system."""
+    root = {"name": "root", "flags": ["boot"], "size": "100%",
+            "mkfs": {"type": "ext4", "mount": {"mount_point": "/",
+                                               "fstab": {"options": "defaults", "fsck-passno": 1}}}}
+    boot = {"name": "BSP", "type": "EF02", "size": "8MiB"}
+    # diskimage-builder looks for the name image0
+    return [{"local_loop": {"name": "image0", "directory": os.fspath(directory)}},
+            {"partitioning": {"base": "image0", "label": "gpt", "partitions": [boot, root]}}]
+
+
+def _memory() -> int:
+    """Octets of memory that are available (proc(5), meminfo)."""
+    text = Path("/proc/meminfo").read_text()
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)
+    return int(found[1]) * 1024 if found else 0
+
+
+def _words(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    lines = (line.split("#")[0] for line in file.read_text(encoding="utf-8").splitlines())
+    return [word for line in lines for word in line.split()]
