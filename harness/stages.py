@@ -23,8 +23,9 @@ from harness.conntrack import plan
 from harness.deadline import Deadline
 from harness.errors import DescriptionError, DialtoneError, Fault, InspectError, RemovalError
 from harness.image import build as image_build
-from harness.image import inspect as image_inspect
 from harness.image.build import Image
+from harness.image.finding import expectation
+from harness.image.inspect import inspect as look_into
 from harness.progress import Progress, size
 from harness.run import Run, State, write_whole
 from harness.settings import Settings
@@ -75,8 +76,8 @@ class Work:
             facts = self.run.facts
             facts["image"] = {"path": str(image.path), "size": image.size, "sha256": image.sha256,
                               "kernel": image.kernel, "from_cache": image.from_cache}
-            facts["source"] = image.source
-            facts.setdefault("warnings", []).extend(image.notes)
+            facts["source"] = {"used": {k: v for k, v in image.source.items() if k != "skipped"},
+                               "skipped": image.source.get("skipped", []), "notes": list(image.notes)}
             facts["build_log"] = str(image.log)
             say(f"{image.path.parent.name}, {size(image.size)}" + (", nothing changed" if image.from_cache else ""))
         for note in image.notes:
@@ -86,8 +87,8 @@ class Work:
     def inspect(self, image: Image) -> None:
         """Look into the image without booting it. Raises InspectError when a finding is red."""
         with self._stage("inspect") as say:
-            expectation = image_inspect.expectation(self.appliance, image.kernel)
-            findings = image_inspect.inspect(image.path, expectation, self.run, say, Deadline(DEADLINES["inspect"]))
+            findings = look_into(image.path, expectation(self.appliance, image.kernel), say,
+                                 Deadline(DEADLINES["inspect"]))
             write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
             failed = [f for f in findings if f.outcome != "passed"]
             red = f", {len(failed)} FAILED" if failed else ""
