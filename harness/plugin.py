@@ -21,7 +21,7 @@ from testinfra.host import Host
 from harness import appliance as appliances_file
 from harness.access import namespace
 from harness.access.readiness import tail
-from harness.access.shell import Shell, ShellBackend
+from harness.access.shell import ConnectionLost, Shell, ShellBackend
 from harness.appliance import Appliance
 from harness.cloud import Route, RouteKind, Server
 from harness.errors import DialtoneError, Fault
@@ -70,6 +70,8 @@ class Session:
     phase: str
     results: Path
     failed: dict[str, str] = field(default_factory=dict)
+    lost: int = 0
+    """Checks in a row that lost the connection."""
 
     @classmethod
     def load(cls, context: Path) -> Session:
@@ -85,6 +87,9 @@ class Session:
         with self.results.open("a", encoding="utf-8") as out:
             out.write(json.dumps(entry) + "\n")
 
+
+_MOST_LOST = 2
+"""Losing the connection may be an accident; when the next check can't get it back, the others won't."""
 
 _SESSION = pytest.StashKey[Session]()
 _ENTRY = pytest.StashKey[dict[str, Any]]()
@@ -178,7 +183,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    failed = item.config.stash[_SESSION].failed
+    state = item.config.stash[_SESSION]
+    if state.lost >= _MOST_LOST:
+        pytest.skip("not looked at, because the connection to the server is lost")
+    failed = state.failed
     for name in _after(item):
         if name in failed:
             pytest.skip(f"not looked at, because another check failed: {failed[name]}")
@@ -200,6 +208,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
             report.when = "setup"
         entry["outcome"] = "failed" if report.when == "call" else "error"
         entry |= _explain(error, call.excinfo)
+    if call.when == "call" or report.failed:
+        state = item.config.stash[_SESSION]
+        broken = call.excinfo is not None and isinstance(call.excinfo.value, ConnectionLost)
+        state.lost = state.lost + 1 if broken else 0
     if call.when == "teardown":
         _finish(item, entry)
     return report

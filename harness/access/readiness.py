@@ -28,6 +28,9 @@ _POLL = 0.1
 _CONNECT = 0.25
 """Seconds that one TCP attempt waits: a new one makes the kernel ask for the server's address (ARP) again."""
 
+_ALIVE = 1.0
+"""Seconds between two looks for the machine itself: a cloud may have to ask an API, or read all of /proc."""
+
 _TAIL = 12
 _PANIC = re.compile(r"Kernel panic - not syncing.*")
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[()][A-Z0-9]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -177,6 +180,7 @@ class _Watch:
     step: _Step = _KEY
     limit: Deadline = field(default_factory=lambda: Deadline(0))
     last_ssh: str = ""
+    last_sign: float = 0.0
 
     def host_key(self) -> None:
         self.begin(_KEY)
@@ -290,8 +294,10 @@ class _Watch:
         """Raise where waiting is of no use: a panic, a dead machine, the step's limit reached."""
         if panic := _PANIC.search(self._console()):
             raise self._error(KernelPanicked, f"has a kernel that gave up: {panic[0].strip()}")
-        if not self.cloud.alive(self.run, self.server):
-            raise self._error(MachineDied, "ended while it was waited for")
+        if time.monotonic() - self.last_sign >= _ALIVE:
+            self.last_sign = time.monotonic()
+            if not self.cloud.alive(self.run, self.server):
+                raise self._error(MachineDied, "ended while it was waited for")
         if self.limit.expired:
             raise self._error(self.step.error, f"{self.step.failure} within {self.limit.seconds:.0f} s", self.step.hint)
 

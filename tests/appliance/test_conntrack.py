@@ -1,0 +1,90 @@
+"""Connection tracking."""
+
+import re
+
+import pytest
+
+from harness.conntrack import parse_entries, parse_proc_statistics, table_full
+from harness.plugin import expect
+
+PROC = "/proc/sys/net/netfilter"
+
+
+@pytest.fixture(scope="module")
+def live(host, plan):
+    """The values in force, by full name."""
+    found = re.findall(rf"^{PROC}/(\w+):(.*)$", host.run(f"grep -s . {PROC}/nf_conntrack_*").stdout, re.MULTILINE)
+    return {f"net.netfilter.{name}": value for name, value in found}
+
+
+def test_conntrack_loaded_at_boot(host, plan):
+    """connection tracking is loaded at boot, before the sysctls are set"""
+    named = host.run("grep -lrx nf_conntrack /etc/modules-load.d /usr/lib/modules-load.d").stdout.split()
+    loaded = host.file("/sys/module/nf_conntrack").exists
+    expect(bool(named) and loaded, "nf_conntrack loaded by a file below /etc/modules-load.d",
+           "loaded, but no file names it" if loaded else "not loaded",
+           "" if loaded else "keys of net.netfilter are passed over while the module is not there")
+
+
+@pytest.mark.after("test_conntrack_loaded_at_boot")
+@pytest.mark.parametrize("key", ["max", "buckets", "expect_max"])
+def test_conntrack_size(live, plan, key):
+    """the table has the planned size"""
+    name = f"net.netfilter.nf_conntrack_{key}"
+    expect(live.get(name) == plan.sysctls[name], f"{name} = {plan.sysctls[name]}", live.get(name, "no such key"))
+
+
+@pytest.mark.after("test_conntrack_loaded_at_boot")
+def test_conntrack_hashsize(host, plan):
+    """the module was given the planned number of buckets"""
+    seen = host.run("cat /sys/module/nf_conntrack/parameters/hashsize").stdout.strip()
+    expect(seen == str(plan.buckets), f"hashsize {plan.buckets}", seen)
+    given = host.run("modprobe --showconfig | grep -x 'options nf_conntrack .*'").stdout.strip()
+    expect(f"hashsize={plan.buckets}" in given, f"options nf_conntrack hashsize={plan.buckets} below /etc/modprobe.d",
+           given or "no options")
+
+
+@pytest.mark.after("test_conntrack_loaded_at_boot")
+def test_conntrack_settings(live, plan):
+    """every other setting of the plan is in force"""
+    wrong = [f"{name} = {live.get(name, 'no such key')}, not {value}" for name, value in sorted(plan.sysctls.items())
+             if live.get(name) != value and not re.search(r"_(max|buckets)$", name)]
+    expect(not wrong, f"{len(plan.sysctls)} settings as planned", "; ".join(wrong))
+
+
+@pytest.mark.after("test_conntrack_loaded_at_boot")
+def test_conntrack_gone_keys(live, plan):
+    """what the plan calls gone is gone from this kernel"""
+    there = sorted(set(plan.gone) & set(live))
+    expect(not there, "none of " + ", ".join(plan.gone), ", ".join(there))
+
+
+@pytest.mark.after("test_conntrack_loaded_at_boot")
+def test_conntrack_entries_readable(host, plan):
+    """entries can be read: both directions, state and timeout"""
+    # Nothing is tracked where no rule asks for it, so it is provoked in a namespace of its own.
+    shown = host.run("""\
+        set -e
+        ip netns add dialtone-check
+        trap 'ip netns delete dialtone-check' EXIT
+        ip netns exec dialtone-check sh -ec '
+            ip link set lo up
+            iptables -w -A INPUT -m conntrack --ctstate NEW -j ACCEPT
+            bash -c "echo x >/dev/udp/127.0.0.1/9"
+            cat /proc/net/nf_conntrack'""")
+    entries = [e for e in parse_entries(shown.stdout) if e.protocol == "udp" and e.original.destination_port == 9]
+    expect(len(entries) == 1, "the entry of one datagram to port 9", shown.stdout.strip() or shown.stderr.strip())
+    entry = entries[0]
+    expect(entry.reply.source_port == 9 and entry.reply.source == "127.0.0.1", "its other direction", entry.reply)
+    expect("UNREPLIED" in entry.flags and not entry.assured, "the flag UNREPLIED", ", ".join(entry.flags))
+    expect(entry.timeout is not None and 0 < entry.timeout <= 30, "a timeout of 1 to 30 s", entry.timeout)
+
+
+@pytest.mark.after("test_conntrack_loaded_at_boot")
+def test_conntrack_never_full(host, plan):
+    """no packet was dropped because the table was full"""
+    counters = parse_proc_statistics(host.check_output("cat /proc/net/stat/nf_conntrack"))
+    expect(counters["drop"] == 0 and counters["early_drop"] == 0, "0 drops and 0 early drops",
+           f"{counters['drop']} drops and {counters['early_drop']} early drops")
+    full = table_full(host.check_output("dmesg"))
+    expect(not full, 'no "table full" in the kernel log', f"{len(full)} lines")

@@ -1,0 +1,76 @@
+"""Relay's service."""
+
+import ipaddress
+
+import pytest
+
+from harness.plugin import expect
+
+UNIT = "rtpengine.service"
+
+
+def test_service_enabled(host, rtpengine):
+    """the service starts at boot"""
+    state = host.run("systemctl is-enabled %s", UNIT).stdout.strip()
+    expect(state == "enabled", f"{UNIT} enabled", state or "no such unit")
+
+
+@pytest.mark.after("test_service_enabled", "test_module_loaded")
+def test_service_active(host, unit, rtpengine):
+    """the service is active and was never restarted"""
+    now = unit(UNIT, "ActiveState", "SubState", "NRestarts", "Result")
+    state = f"{now['ActiveState']} ({now['SubState']}), {now['NRestarts']} restarts, result {now['Result']}"
+    expect(now["ActiveState"] == "active" and now["NRestarts"] == "0", f"{UNIT} active, 0 restarts", state,
+           lambda: host.run("journalctl -b -u %s -o cat -n 5", UNIT).stdout.strip())
+
+
+@pytest.mark.after("test_service_active")
+@pytest.mark.parametrize("name, field", [
+    ("no-fallback", "no_fallback"), ("log-level", "log_level"), ("log-facility", "log_facility"),
+    ("port-min", "port_min"), ("port-max", "port_max")])
+def test_option_in_force(daemon, rtpengine, name, field):
+    """the daemon runs with the description's option"""
+    wanted = getattr(rtpengine, field)
+    seen = daemon.option(name, "not set")
+    same = (seen in {"true", "1"}) == wanted if isinstance(wanted, bool) else seen == str(wanted)
+    expect(same, f"{name} = {str(wanted).lower()}", f"{name} = {seen}")
+
+
+@pytest.mark.after("test_service_active")
+def test_pidfile(host, daemon):
+    """the pid file names the daemon"""
+    file = daemon.option("pidfile")
+    expect(file != "", "an option pidfile", "none")
+    written = host.run("cat %s", file).stdout.strip()
+    expect(written == str(daemon.pid), f"{daemon.pid} in {file}", written)
+
+
+@pytest.mark.after("test_service_active")
+def test_control_port_listening(host, daemon, rtpengine):
+    """the daemon listens for ng commands on every address"""
+    port = rtpengine.ng_port
+    lines = host.check_output("ss -Hlunp sport = :%s", str(port)).splitlines()
+    sockets = [line.split()[3] for line in lines if f"pid={daemon.pid}," in line]
+    expect(any(s in {f"*:{port}", f"0.0.0.0:{port}", f"[::]:{port}"} for s in sockets),
+           f"UDP port {port} on every address, by the daemon", ", ".join(sockets),
+           f"listen-ng = {daemon.option('listen-ng', 'not set')}")
+
+
+@pytest.mark.after("test_service_active")
+def test_interfaces_of_server(host, daemon, server):
+    """the daemon relays on the server's own addresses"""
+    spoken = [value.split("/")[-1].split("!")[0] for value in daemon.options.get("interface", [])]
+    lines = host.check_output("ip -o address show up scope global").splitlines()
+    present = [line.split()[3].partition("/")[0] for line in lines]
+    expect(server.internal_ip in spoken, f"interface {server.internal_ip}", ", ".join(spoken))
+    strange = [a for a in spoken if ipaddress.ip_address(a) not in map(ipaddress.ip_address, present)]
+    expect(not strange, "only addresses that the server has", ", ".join(strange))
+
+
+def test_redis_as_described(host, unit, rtpengine):
+    """Redis is installed, and runs only where the description asks for it"""
+    expect(host.exists("redis-server"), "redis-server installed", "it is not there")
+    now = unit("redis-server.service", "ActiveState", "UnitFileState")
+    wanted = {"ActiveState": "active", "UnitFileState": "enabled"} if rtpengine.redis else \
+        {"ActiveState": "inactive", "UnitFileState": "disabled"}
+    expect(now == wanted, f"redis-server.service {' and '.join(wanted.values())}", " and ".join(now.values()))

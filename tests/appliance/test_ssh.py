@@ -1,0 +1,38 @@
+"""Remote access."""
+
+import pytest
+
+from harness.plugin import expect
+
+SLACK = 120
+"""Seconds between the machine's id and its host key, made in the same boot."""
+
+
+@pytest.fixture(scope="module")
+def sshd(host):
+    """sshd's settings in force, in lower case."""
+    lines = [line.partition(" ") for line in host.check_output("/usr/sbin/sshd -T").splitlines()]
+    return {name: [value for key, _, value in lines if key == name] for name, _, _ in lines}
+
+
+def test_host_key_types(host):
+    """the only host key is of type ed25519"""
+    files = host.run("cd /etc/ssh && ls -d ssh_host_*_key").stdout.split()
+    expect(files == ["ssh_host_ed25519_key"], "ssh_host_ed25519_key", ", ".join(files))
+
+
+def test_host_key_made_here(host):
+    """the host key was made on this server, at its first boot"""
+    times = host.check_output("stat -c %Y /etc/machine-id /etc/ssh/ssh_host_ed25519_key").split()
+    born, key = map(int, times)
+    expect(key >= born - SLACK, "a host key not older than /etc/machine-id", f"{born - key} s older",
+           "it was in the image: every server of this image has it")
+
+
+def test_no_password_login(host, sshd):
+    """nobody gets in by a password"""
+    for name in ("passwordauthentication", "kbdinteractiveauthentication", "permitemptypasswords"):
+        expect(sshd.get(name) == ["no"], f"sshd: {name} no", ", ".join(sshd.get(name, ["not set"])))
+    usable = [line.split(":")[0] for line in host.check_output("cat /etc/shadow").splitlines()
+              if line.split(":")[1] not in {"!", "*", "!*", "!!"} and not line.split(":")[1].startswith("!")]
+    expect(not usable, "no account with a password", ", ".join(usable))
