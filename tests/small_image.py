@@ -8,6 +8,8 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+import uuid
+import zlib
 from pathlib import Path
 
 from harness.appliance import Appliance, ConntrackGoal, Rtpengine, ServerSize
@@ -110,12 +112,30 @@ def enable(root: Path, unit: str) -> None:
 
 def partitioned(raw: Path, *, size_mib: int) -> Path:
     """A raw disk with a GPT: a BIOS boot partition from 1 MiB on, a root partition from 2 MiB on."""
+    sectors = size_mib * 2048
+    entries = b"".join(
+        struct.pack("<16s16sQQQ72s", uuid.UUID(kind).bytes_le, uuid.uuid4().bytes_le, first, last, 0,
+                    name.encode("utf-16-le"))
+        for kind, name, first, last in (("21686148-6449-6e6f-744e-656564454649", "BSP", 2048, 4095),
+                                        ("0fc63daf-8483-4772-8e79-3d69d8477de4", "root", 4096, sectors - 2048)))
+    entries = entries.ljust(128 * 128, b"\0")
+    disk = uuid.uuid4().bytes_le
+
+    def header(here: int, other: int, table: int) -> bytes:
+        def packed(checksum: int) -> bytes:
+            return struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, checksum, 0, here, other, 34,
+                               sectors - 34, disk, table, 128, 128, zlib.crc32(entries))
+
+        return packed(zlib.crc32(packed(0)))
+
     with raw.open("wb") as file:
         file.truncate(size_mib * 2**20)
-    table = ("label: gpt\n"
-             "start=2048, size=2048, type=21686148-6449-6E6F-744E-656564454649, name=BSP\n"
-             "start=4096, type=0FC63DAF-8483-4772-8E79-3D69D8477DE4, name=root\n")
-    subprocess.run(["sfdisk", "--quiet", raw], input=table.encode(), check=True, capture_output=True)
+        for sector, content in ((0, bytes(446) + struct.pack("<B3sB3sII", 0, b"\0\2\0", 0xee, b"\xff" * 3, 1,
+                                                             sectors - 1) + bytes(48) + b"\x55\xaa"),
+                                (1, header(1, sectors - 1, 2)), (2, entries),
+                                (sectors - 33, entries), (sectors - 1, header(sectors - 1, 1, sectors - 33))):
+            file.seek(sector * 512)
+            file.write(content)
     return raw
 
 

@@ -81,10 +81,25 @@ def test_a_good_image_is_green_and_nothing_stays(image: Path) -> None:
     assert str(image.parent) not in loops()
 
 
+def test_partition_tables_are_read_as_sgdisk_does(disk: Path, tmp_path: Path) -> None:
+    verified = subprocess.run(["sgdisk", "--verify", disk], check=True, capture_output=True, text=True).stdout
+    assert "No problems found" in verified
+    other = tmp_path / "other"
+    other.touch()
+    os.truncate(other, 16 * 2**20)
+    subprocess.run(["sgdisk", "--new=1:2048:4095", "--typecode=1:ef02", "--new=3:8192:0", "--change-name=3:here",
+                    "--typecode=3:8300", other], check=True, capture_output=True)
+    with other.open("rb") as file:
+        table = gpt.read(file)
+    assert table.problems == ()
+    assert table.bios_boot and table.bios_boot.size == 2**20
+    assert table.root and (table.root.number, table.root.name, table.root.offset) == (3, "here", 4 * 2**20)
+
+
 @pytest.mark.parametrize(("title", "defect"), [
     ("the partition table is sound", lambda disk: overwrite(disk, 64 * 2**20 - 512, bytes(8))),
     ("the partition table is sound", lambda disk: subprocess.run(
-        ["sfdisk", "--quiet", "--part-type", disk, "1", "0FC63DAF-8483-4772-8E79-3D69D8477DE5"], check=True)),
+        ["sgdisk", "--typecode=1:0700", disk], check=True, capture_output=True)),
     ("a boot loader is installed", lambda disk: overwrite(disk, 0, bytes(440))),
     ("a boot loader is installed", lambda disk: overwrite(disk, 2**20, bytes(512))),
     ("the file system is clean", debugfs("set_inode_field /etc/passwd links_count 5")),

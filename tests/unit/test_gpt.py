@@ -1,4 +1,4 @@
-"""Partition tables as they are made by other programs, and damaged ones."""
+"""Partition tables, whole and damaged."""
 
 from __future__ import annotations
 
