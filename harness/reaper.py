@@ -1,7 +1,7 @@
 """Removes what dead runs left on this host.
 
 From two sides. A run that is known to have died is removed by its journal, at once. What bears this checkout's mark
-while its run's directory is gone (somebody deleted runs/) is removed when a second sweep finds it too. Runs that are
+while its run is done, or gone (somebody deleted runs/), is removed when a second sweep finds it too. Runs that are
 being worked on, runs that were kept, and whatever lacks our mark are left alone.
 """
 
@@ -91,9 +91,11 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
     found: list[Reaped] = []
     seen: dict[str, float] = {}
     for mark, resource in _marked():
-        if mark.owner != mine or (settings.runs / mark.run_id).exists() or began(mark.run_id) > before:
+        if mark.owner != mine or began(mark.run_id) > before:
             continue
-        why = "the directory of its run is gone"
+        why = _over(settings.runs / mark.run_id)
+        if why is None:
+            continue
         if str(resource) not in known:
             seen[str(resource)] = time.time()
             found.append(Reaped(mark.run_id, resource, "seen", f"{why}; the next sweep removes it"))
@@ -110,6 +112,16 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
         sightings.parent.mkdir(parents=True, exist_ok=True)
         write_whole(sightings, json.dumps(seen, indent=1))
     return found
+
+
+def _over(directory: Path) -> str | None:
+    """Why nothing of the run with this directory can be in use, None where something may be."""
+    if not directory.exists():
+        return "the directory of its run is gone"
+    try:
+        return "its run is done" if Run.open(directory).state is State.DONE else None
+    except DescriptionError:
+        return None
 
 
 def _recall(sightings: Path) -> dict[str, float]:

@@ -154,7 +154,16 @@ def test_another_checkout_s_things_are_not_ours(settings: Settings, monkeypatch:
     assert strays.removed == []
 
 
-def test_marked_thing_of_a_run_that_is_there_is_no_stray(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marked_thing_of_a_done_run_is_a_stray(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = a_run(settings, state=State.DONE)
+    sweep(settings)
+    strays = Strays(settings, monkeypatch)
+    strays.add(Mark(owner(settings), run.id), "dt-1")
+    assert [(r.outcome, r.why) for r in sweep(settings)] == [("seen", "its run is done; the next sweep removes it")]
+    assert [r.outcome for r in sweep(settings)] == ["removed"]
+
+
+def test_marked_thing_of_a_kept_run_is_no_stray(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = a_run(settings, state=State.KEPT)
     strays = Strays(settings, monkeypatch)
     strays.add(Mark(owner(settings), run.id), "dt-1")
