@@ -22,6 +22,14 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
          "--disable-dev-shm-usage", "--remote-debugging-pipe")
 
+# Chromium reads from fd 3 and writes to fd 4; the copies above them keep one move from undoing the other.
+_PLACE_PIPE = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, 10) for fd in sys.argv[1:3]]
+os.dup2(ends[0], 3), os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 DEADLINE = 60.0
 """Seconds that one command may take on a loaded machine."""
 
@@ -47,17 +55,20 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
         command = [chromium, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
-        # The shell puts the pipe's ends where Chromium looks for them: 3 to read from, 4 to write to.
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", *command],
+            [sys.executable, "-c", _PLACE_PIPE, str(to_read), str(to_write), *command],
             pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True)
         os.close(to_read)
         os.close(to_write)
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
+        try:
+            target = self.call("Target.createTarget", url="about:blank")["targetId"]
+            self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            for domain in ("Page", "Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
@@ -110,18 +121,17 @@ class Browser:
 
     def picture(self, *, whole: bool = False) -> bytes:
         """A PNG of what is visible, or of the `whole` page."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
-                                if not whole else self._whole())
+        if not whole:
+            return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16000), "scale": 1}
+        return base64.b64decode(
+            self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"])
 
     def pdf(self) -> bytes:
         """The page as printed on A4."""
         return base64.b64decode(self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69,
                                           preferCSSPageSize=True, printBackground=True)["data"])
-
-    def _whole(self) -> str:
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 16000), "scale": 1}
-        return str(self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)["data"])
 
     def _event(self, message: dict[str, Any]) -> None:
         parameters = message.get("params", {})
