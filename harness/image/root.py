@@ -34,6 +34,8 @@ _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
 _MOUNT_ATTR_RDONLY_NOSUID_NODEV_NOEXEC = 1 | 2 | 4 | 8
 _RESOLVE_IN_ROOT = 0x10
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
+# Of the memory that is free, what a disk may take at most: it is not given back before the inspection ends.
+_MEMORY_SHARE = 0.25
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
 # struct loop_config of linux/loop.h: fd, block_size, loop_info64 (of which offset, sizelimit and flags), reserved.
 _LOOP_CONFIG = struct.Struct("=II 3Q QQ III I 64s 64x 32x 2Q 8Q")
@@ -155,16 +157,12 @@ def virtual_size(image: Path, deadline: Deadline) -> int:
 
 @contextmanager
 def raw_copy(image: Path, deadline: Deadline) -> Iterator[BinaryIO]:
-    """The disk in `image` as a sparse file without a name, on the same file system as the image.
+    """The disk in `image` as a sparse file without a name: in memory where there is plenty, else beside the image.
 
     Raises InspectError where the image is damaged, HostError where there is no room.
     """
     size = virtual_size(image, deadline)
-    try:
-        file = tempfile.TemporaryFile(dir=image.parent)  # noqa: SIM115
-    except OSError as error:
-        raise HostError(f"no temporary file in {image.parent}: {error.strerror}") from error
-    with file:
+    with _nameless(image, in_memory=size <= memory_available() * _MEMORY_SHARE) as file:
         file.truncate(size)
         try:
             run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-n", "--target-is-zero", "-W", "-m", "16", image,
@@ -176,6 +174,21 @@ def raw_copy(image: Path, deadline: Deadline) -> Iterator[BinaryIO]:
             raise InspectError(f"{image} is damaged: its content cannot be read", excerpt=error.output.strip(),
                                hint="./inv build --force builds it again") from error
         yield file
+
+
+def memory_available() -> int:
+    """Octets that programs can still take without swapping (proc(5), /proc/meminfo)."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+
+
+def _nameless(image: Path, *, in_memory: bool) -> BinaryIO:
+    try:
+        if in_memory:
+            return os.fdopen(os.memfd_create(os.fspath(image)[:200], os.MFD_CLOEXEC), "w+b")
+        return tempfile.TemporaryFile(dir=image.parent)
+    except OSError as error:
+        raise HostError(f"no temporary file for the disk of {image}: {error.strerror}") from error
 
 
 @contextmanager

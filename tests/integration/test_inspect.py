@@ -70,7 +70,9 @@ def debugfs(*commands: str) -> Callable[[Path], None]:
     return change
 
 
-def test_a_good_image_is_green_and_nothing_stays(image: Path) -> None:
+@pytest.mark.parametrize("memory", [0, 2**40], ids=["on disk", "in memory"])
+def test_a_good_image_is_green_and_nothing_stays(image: Path, memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.image.root.memory_available", lambda: memory)
     before = sorted(image.parent.iterdir())
     spoken: list[str] = []
     findings = inspect.inspect(image, EXPECT, spoken.append, Deadline(60))
@@ -166,8 +168,10 @@ def test_a_disk_without_a_root_file_system(disk: Path, damage: Callable[[Path], 
         look(small_image.qcow2(disk, disk.with_name("image.qcow2")))
 
 
-def test_kill_9_leaves_nothing(image: Path, project: Path) -> None:
-    program = ("import sys, time, pathlib\n"
+@pytest.mark.parametrize("memory", [0, 2**40], ids=["on disk", "in memory"])
+def test_kill_9_leaves_nothing(image: Path, project: Path, memory: int) -> None:
+    program = ("import sys, time, pathlib, harness.image.root\n"
+               f"harness.image.root.memory_available = lambda: {memory}\n"
                "from harness.deadline import Deadline\n"
                "from harness.image.root import root_of\n"
                "with root_of(pathlib.Path(sys.argv[1]), Deadline(60)) as root:\n"
@@ -200,9 +204,10 @@ def test_no_room_beside_the_image(image: Path, project: Path) -> None:
                "import sys, pathlib\n"
                "from harness.deadline import Deadline\n"
                "from harness.errors import HostError\n"
-               "from harness.image.root import raw_copy\n"
+               "import harness.image.root\n"
+               "harness.image.root.memory_available = lambda: 0\n"
                "try:\n"
-               "    with raw_copy(pathlib.Path(sys.argv[1]), Deadline(60)): pass\n"
+               "    with harness.image.root.raw_copy(pathlib.Path(sys.argv[1]), Deadline(60)): pass\n"
                "except HostError as error: print(error.message)' \"$2/image.qcow2\"")
     place = image.parent / "small"
     place.mkdir()
