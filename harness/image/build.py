@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import Any
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError
-from harness.image import builder, dib, loops, sources
+from harness.image import base, builder, dib, loops, manifest, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
+from harness.image.cached import sha256
 from harness.image.compile import Artifact, compile_artifact
 from harness.image.contained import contained
 from harness.image.mirrors import apt_mirrors
@@ -71,8 +73,9 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     inputs = _inputs(appliance, settings, state)
     choice, artifact = _rtpengine(appliance, settings, run, say, deadline, state)
     with _work(settings, run) as work:
-        image = _disk_image_create(appliance, settings, inputs, artifact, work, say, deadline)
-        return _keep(image, appliance, settings, choice, inputs, work)
+        task = _task(appliance, settings, inputs, artifact, state, run, work, say, deadline)
+        _disk_image_create(task, say, deadline)
+        return _keep(task, settings, choice, inputs, state, say, deadline)
 
 
 def built(appliance: Appliance, settings: Settings) -> Image | None:
@@ -80,30 +83,42 @@ def built(appliance: Appliance, settings: Settings) -> Image | None:
     state = _state(appliance, settings)
     if not state.state():
         return None
-    return _kept(_place(appliance, settings, _inputs(appliance, settings, state)))
+    return _kept(_place(appliance, settings, _inputs(appliance, settings, state)), state)
 
 
 @dataclass(frozen=True)
 class _Inputs:
+    """What an image depends on and is known before anything is built."""
+
     kernel: Kernel
-    variables: dict[str, str]
-    hashes: dict[str, str]
+    variables: Mapping[str, str]
+    elements: Mapping[str, Path]
+    packages: Sequence[str]
+    hashes: Mapping[str, str]
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps([asdict(self.kernel), self.variables, self.hashes],
-                                         sort_keys=True).encode()).hexdigest()[:12]
+        parts = [asdict(self.kernel), dict(self.variables), dict(self.hashes)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _inputs(appliance: Appliance, settings: Settings, state: AptState) -> _Inputs:
     kernel = builder.kernel_of(state, appliance.kernel)
+    variables = dib.settings_of(appliance, kernel)
     directories = (settings.project / "elements", dib.stock_directory())
-    own = {name: dib.tree_hash(path) for name, path in dib.expand(dib.elements(appliance), directories).items()
-           if path.parent == directories[0]}
-    pins = json.dumps([asdict(s) | {"line": 0} for s in (appliance.rtpengine.sources if appliance.rtpengine else ())])
-    hashes = own | {"diskimage-builder": dib.version(), "elements": " ".join(dib.elements(appliance)),
-                    "sources": pins, "packages": state.state()}
-    return _Inputs(kernel, dib.settings_of(appliance, kernel), hashes)
+    elements = dib.expand(dib.elements(appliance), directories)
+    packages = base.packages(elements, variables, kernel.package, settings.cache)
+    hashes = {name: dib.tree_hash(path) for name, path in elements.items() if path.parent == directories[0]}
+    pins = [asdict(s) | {"line": 0} for s in (appliance.rtpengine.sources if appliance.rtpengine else ())]
+    recipe = "".join(sha256(Path(__file__).with_name(name)) for name in ("dib.py", "base.py"))
+    hashes |= {"diskimage-builder": dib.version(), "recipe": recipe, "sources": json.dumps(pins),
+               "packages": _closure(state, packages)}
+    return _Inputs(kernel, variables, elements, packages, hashes)
+
+
+def _closure(state: AptState, packages: Sequence[str]) -> str:
+    """Changes when installing `packages` would install another version of anything."""
+    return hashlib.sha256("\n".join(state.closure(packages)).encode()).hexdigest()
 
 
 def _rtpengine(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str], None], deadline: Deadline,
@@ -115,69 +130,88 @@ def _rtpengine(appliance: Appliance, settings: Settings, run: Run, say: Callable
     return choice, compile_artifact(appliance, choice, settings, run, say, deadline, state)
 
 
-def _disk_image_create(appliance: Appliance, settings: Settings, inputs: _Inputs, artifact: Artifact | None,
-                       work: Path, say: Callable[[str], None], deadline: Deadline) -> Path:
-    """Run disk-image-create; the finished directory, still below `work`."""
+def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, artifact: Artifact | None, state: AptState,
+          run: Run, work: Path, say: Callable[[str], None], deadline: Deadline) -> dib.Build:
     output = work / "output"
     for directory in (output, work / "locks"):
         directory.mkdir()
-    cache = settings.cache / "dib"
-    cache.mkdir(exist_ok=True)
-    task = dib.Build(appliance, inputs.variables, settings.project / "elements", _state(appliance, settings).mirrors,
-                     artifact, cache, work, output / IMAGE.removesuffix(".qcow2"))
-    log = output / "build.log"
+    say("base root")
+    packages = [*inputs.packages, *(artifact.packages if artifact else ())]
+    own = [path for path in inputs.elements.values() if path.parent == settings.project / "elements"]
+    root = base.prepare(packages, own, inputs.variables, state, settings, run, deadline, output / "build.log")
+    return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact, root, work,
+                     output / IMAGE.removesuffix(".qcow2"))
+
+
+def _disk_image_create(task: dib.Build, say: Callable[[str], None], deadline: Deadline) -> None:
+    log = task.output.with_name("build.log")
     say("disk-image-create")
     try:
-        run_logged(contained(task.argv), log, deadline=deadline, env=task.environment, cwd=work,
+        run_logged(contained(task.argv), log, deadline=deadline, env=task.environment, cwd=task.work,
                    on_line=lambda line: _phase(line, say))
     except CommandFailed as error:
         raise builder.failure("the image can't be built", error, log) from error
-    if not (output / IMAGE).exists():
+    if not task.output.with_name(IMAGE).exists():
         raise BuildError("disk-image-create ended well but left no image", hint=f"the whole log: {log}")
-    return output
 
 
 def _phase(line: str, say: Callable[[str], None]) -> None:
-    """Show where diskimage-builder is: it names each directory of hooks, and the conversion at the end."""
-    if "Running hooks from" in line:
-        say(line.rsplit("/", 1)[-1].removesuffix(".d"))
-    elif "Entering phase" in line or "Converting image" in line:
+    """Show where diskimage-builder is: it names each hook that it runs, and the conversion at the end."""
+    hooks = re.search(r"dib-run-parts Running \S*/([a-z-]+)\.d/", line)
+    if hooks:
+        say(hooks[1])
+    elif "Converting image" in line:
         say("qemu-img")
 
 
-def _keep(output: Path, appliance: Appliance, settings: Settings, choice: SourceChoice | None, inputs: _Inputs,
-          work: Path) -> Image:
-    """Describe the finished image and rename it into the cache."""
-    place = _place(appliance, settings, inputs)
+def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inputs: _Inputs, state: AptState,
+          say: Callable[[str], None], deadline: Deadline) -> Image:
+    """Describe the finished image and rename its directory into the cache."""
+    say("manifest")
+    place = _place(task.appliance, settings, inputs)
+    output = task.output.parent
     file = output / IMAGE
-    digest = _sha256(file)
-    (output / f"{IMAGE}.sha256").write_text(f"{digest}  {IMAGE}\n")
-    image = Image(place / IMAGE, digest, file.stat().st_size, inputs.key, inputs.kernel.release,
+    elements = {name: digest for name, digest in inputs.hashes.items() if name in inputs.elements}
+    extra = {"appliance": task.appliance.name, "rtpengine": _source(choice), "elements": elements,
+             "diskimage_builder": dib.version(), "variables": dict(inputs.variables)}
+    described = manifest.write(file, output / "manifest.json", extra, deadline)
+    if described.kernel != inputs.kernel.release:
+        raise BuildError(f"the image has kernel {described.kernel or 'none'}, not {inputs.kernel.release}",
+                         hint="an element installs another kernel package")
+    _compare_vermagic(described, inputs.kernel)
+    (output / f"{IMAGE}.sha256").write_text(f"{described.sha256}  {IMAGE}\n")
+    packages = [*inputs.packages, *(task.artifact.packages if task.artifact else ())]
+    image = Image(place / IMAGE, described.sha256, described.size, inputs.key, inputs.kernel.release,
                   place / "manifest.json", place / "build.log", False, _source(choice),
-                  _notes(appliance, settings, choice))
+                  _notes(task.appliance, state, choice))
     facts = asdict(image) | {name: getattr(image, name).name for name in ("path", "manifest", "log")}
-    (output / "image.json").write_text(json.dumps(facts | {"stat": _stat(file)}, indent=1))
+    facts |= {"stat": _stat(file), "packages": packages, "closure": _closure(state, packages)}
+    (output / "image.json").write_text(json.dumps(facts, indent=1))
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
-        place.rename(work / "old")
+        place.rename(task.work / "old")
     output.rename(place)
     return image
 
 
-def _kept(place: Path) -> Image | None:
-    """The image at `place`; None where there is none or its file is not what was built."""
+def _compare_vermagic(described: manifest.Manifest, kernel: Kernel) -> None:
+    for module in described.modules:
+        if module.vermagic.split(" ")[0] != kernel.release:
+            raise BuildError(f"{module.name} in the image is for kernel {module.vermagic.split(' ')[0]}, "
+                             f"the image has {kernel.release}", hint="./inv build --force compiles it again")
+
+
+def _kept(place: Path, state: AptState) -> Image | None:
+    """The image at `place`; None where there is none, its file is damaged, or a package of it has a newer version."""
     try:
         facts = json.loads((place / "image.json").read_text())
-        unchanged = facts.pop("stat")
+        unchanged, packages, closure = (facts.pop(name) for name in ("stat", "packages", "closure"))
         found = Image(**facts)
+        file = place / found.path
+        whole = _stat(file) == unchanged or sha256(file) == found.sha256
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    file = place / found.path
-    try:
-        whole = _stat(file) == unchanged or _sha256(file) == found.sha256
-    except OSError:
-        return None
-    if not whole:
+    if not whole or _closure(state, packages) != closure:
         return None
     return replace(found, path=file, manifest=place / found.manifest, log=place / found.log, from_cache=True,
                    notes=tuple(found.notes))
@@ -192,14 +226,13 @@ def _source(choice: SourceChoice | None) -> dict[str, Any]:
             "fetched": time.strftime("%Y-%m-%d %H:%M", time.gmtime(used.path.stat().st_mtime)) + " UTC"}
 
 
-def _notes(appliance: Appliance, settings: Settings, choice: SourceChoice | None) -> tuple[str, ...]:
+def _notes(appliance: Appliance, state: AptState, choice: SourceChoice | None) -> tuple[str, ...]:
     if choice is None:
         return ()
     used = choice.used.spec
     notes = [f"RTPEngine {used.version} is from {used.kind}, not from {spec.kind}: {why}"
              for spec, why in choice.skipped]
-    offers = _state(appliance, settings).offers(sources.DISTRIBUTION_PACKAGE)
-    old = security_note(used, appliance.release, offers)
+    old = security_note(used, appliance.release, state.offers(sources.DISTRIBUTION_PACKAGE))
     return (*notes, *([old] if old else []))
 
 
@@ -238,8 +271,3 @@ def _stat(file: Path) -> list[int]:
     """Changes whenever the file's content may have changed (inode(7): ctime can't be set back)."""
     found = file.stat()
     return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

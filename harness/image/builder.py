@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault, HostError
 from harness.image.apt import AptState
+from harness.image.cached import making
 from harness.image.contained import contained
 from harness.process import CommandFailed, run, run_logged
-from harness.resources import Resource
 from harness.run import Run
 from harness.settings import Settings
 
@@ -68,17 +67,8 @@ def prepare(packages: Sequence[str], state: AptState, settings: Settings, curren
     place = settings.cache / "builder" / f"{state.release}-{key}"
     if place.exists():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{place}.part-{current.id}")
-    resource = current.journal.creating(Resource("path", os.fspath(part)))
-    try:
+    with making(place, current) as part:
         debootstrap(part, packages, state, deadline, log)
-        if not place.exists():
-            part.rename(place)
-    finally:
-        if part.exists():
-            shutil.rmtree(part)
-        current.journal.gone(resource)
     return place
 
 
@@ -96,7 +86,7 @@ def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: 
     try:
         run_logged(contained(argv), log, deadline=deadline)
     except CommandFailed as error:
-        raise failure("the builder root can't be made", error, log) from error
+        raise failure(f"a system with {len(packages)} packages can't be made", error, log) from error
 
 
 def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostError:

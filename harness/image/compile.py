@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -24,10 +23,10 @@ from harness.errors import BuildError
 from harness.image import builder
 from harness.image.apt import AptState, names
 from harness.image.builder import Kernel
+from harness.image.cached import making, sha256
 from harness.image.contained import contained_in
 from harness.image.sources import FetchedSource, SourceChoice
 from harness.process import CommandFailed, run, run_logged
-from harness.resources import Resource
 from harness.run import Run
 from harness.settings import Settings
 
@@ -37,7 +36,10 @@ XTABLES = "usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
 
 @dataclass(frozen=True)
 class Artifact:
-    """An archive for the element rtpengine; `path` is the .tar.zst, `kernel` what `uname -r` says in the image."""
+    """An archive for the element rtpengine; `path` is the .tar.zst, `kernel` what `uname -r` says in the image.
+
+    `packages` are those of the distribution that the daemon needs at run time.
+    """
 
     path: Path
     sha256: str
@@ -49,6 +51,7 @@ class Artifact:
     vermagic: str
     from_cache: bool
     seconds: float
+    packages: tuple[str, ...]
 
 
 def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Settings, run: Run,
@@ -70,7 +73,7 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         say(f"compiled for {kernel.release}, from cache")
         return kept
     begin = time.monotonic()
-    with _half(place, run) as part:
+    with _making(place, run) as part:
         log = part / "compile.log"
         say(f"builder root with headers of {kernel.release}")
         root = builder.prepare(packages, state, settings, run, deadline, log)
@@ -85,8 +88,9 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
             needed = library_packages(root, _needed(root, stage))
         vermagic = _vermagic(stage / "usr/lib/modules" / kernel.release / "extra/xt_RTPENGINE.ko", kernel)
         made = Artifact(place / ARTIFACT, "", key, kernel.release, kernel.package, source.spec.version,
-                        source.spec.kind, vermagic, False, round(time.monotonic() - begin, 1))
-        _describe(stage, made, source, kernel, needed)
+                        source.spec.kind, vermagic, False, round(time.monotonic() - begin, 1),
+                        tuple(needed))
+        _describe(stage, made, source, kernel)
         made = replace(made, sha256=_pack(stage, part / ARTIFACT, log, deadline))
         for leftover in ("stage", "tree", "packages"):
             shutil.rmtree(part / leftover, ignore_errors=True)
@@ -107,31 +111,22 @@ def _kept(place: Path) -> Artifact | None:
     """The artifact in the cache, if it is whole: its hash is compared."""
     try:
         facts = json.loads((place / "artifact.json").read_text())
-        found = Artifact(**facts | {"path": place / ARTIFACT, "from_cache": True})
-        return found if found.sha256 == _sha256(found.path) else None
-    except (OSError, ValueError, TypeError):
+        found = Artifact(**facts | {"path": place / ARTIFACT, "from_cache": True, "packages": tuple(facts["packages"])})
+        return found if found.sha256 == sha256(found.path) else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
 @contextmanager
-def _half(place: Path, current: Run) -> Iterator[Path]:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{place}.part-{current.id}")
-    resource = current.journal.creating(Resource("path", os.fspath(part)))
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        yield part
-        if place.exists():
-            shutil.rmtree(place)
-        part.rename(place)
-    except BaseException:
-        if (part / "compile.log").exists():  # what the error's hint points to
-            shutil.copy(part / "compile.log", current.directory / "compile.log")
-        raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        current.journal.gone(resource)
+def _making(place: Path, current: Run) -> Iterator[Path]:
+    """The directory to work in; after an error the run keeps the log, to which the error's hint points."""
+    with making(place, current, replace=True) as part:
+        try:
+            yield part
+        except BaseException:
+            if (part / "compile.log").exists():
+                shutil.copy(part / "compile.log", current.directory / "compile.log")
+            raise
 
 
 def _tree(source: FetchedSource, part: Path, root: Path, deadline: Deadline, log: Path) -> Path:
@@ -231,22 +226,17 @@ def _vermagic(module: Path, kernel: Kernel) -> str:
     return vermagic
 
 
-def _describe(stage: Path, made: Artifact, source: FetchedSource, kernel: Kernel, needed: list[str]) -> None:
+def _describe(stage: Path, made: Artifact, source: FetchedSource, kernel: Kernel) -> None:
     share = stage / "usr/share/rtpengine"
     share.mkdir(parents=True)
     facts = {"version": made.version, "kind": made.kind, "source": dict(source.hashes), "kernel": kernel.release,
              "kernel_package": f"{kernel.package} {kernel.version}", "vermagic": made.vermagic, "key": made.key}
     (share / "artifact.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-    (share / "packages").write_text("".join(f"{name}\n" for name in needed))
+    (share / "packages").write_text("".join(f"{name}\n" for name in made.packages))
 
 
 def _pack(stage: Path, archive: Path, log: Path, deadline: Deadline) -> str:
     """Pack usr/ of `stage`, the same bytes for the same files; return the archive's SHA-256."""
     run_logged(["tar", "--directory", stage, "--sort=name", "--owner=0", "--group=0", "--numeric-owner",
                 "--mtime=@0", "--zstd", "--create", "--file", archive, "usr"], log, deadline=deadline)
-    return _sha256(archive)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    return sha256(archive)

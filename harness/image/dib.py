@@ -21,8 +21,9 @@ from harness.image.builder import Kernel
 from harness.image.compile import Artifact
 from harness.image.mirrors import AptMirrors
 
-STOCK_ELEMENTS = ("debian-minimal", "vm", "block-device-gpt", "cloud-init", "cloud-init-datasources")
-"""What every image is made of besides the appliance's own elements."""
+STOCK_ELEMENTS = ("debian-minimal", "vm", "block-device-gpt")
+"""What every image is made of besides the appliance's own elements. The stock element `base` is left out: it brings
+what a relay has no use for (software-properties-common, open-iscsi)."""
 
 SHIMS = Path(__file__).with_name("shims")
 
@@ -87,7 +88,6 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
     variables = {
         "ARCH": appliance.architecture,
         "DIB_RELEASE": appliance.release,
-        "DIB_CLOUD_INIT_DATASOURCES": ", ".join(appliance.datasources),
         "DIB_VOIP_DATASOURCES": ", ".join(appliance.datasources),
         "DIB_VOIP_KERNEL_PACKAGE": kernel.package,
         "DIB_VOIP_IMAGE_MIRROR": appliance.image_mirror,
@@ -114,14 +114,15 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Build:
-    """One run of disk-image-create: `work` holds all that it writes besides `output` (without .qcow2)."""
+    """One run of disk-image-create: `base` is the directory of the base root, `work` holds all that is written besides
+    `output` (without .qcow2)."""
 
     appliance: Appliance
     variables: Mapping[str, str]
     elements_path: Path
     mirrors: AptMirrors
     artifact: Artifact | None
-    cache: Path
+    base: Path
     work: Path
     output: Path
 
@@ -135,7 +136,8 @@ class Build:
             "PATH": f"{SHIMS}:{Path(sys.executable).parent}:{_PATH}",
             "ELEMENTS_PATH": os.fspath(self.elements_path),
             "TMP_DIR": os.fspath(self.temporary), "DIB_NO_TMPFS": "1",
-            "DIB_IMAGE_CACHE": os.fspath(self.cache), "DIB_LOCKFILES": os.fspath(self.work / "locks"),
+            "DIB_IMAGE_CACHE": os.fspath(self.base), "DIB_DEBIAN_USE_DEBOOTSTRAP_CACHE": "1",
+            "DIB_APT_LOCAL_CACHE": "0", "DIB_LOCKFILES": os.fspath(self.work / "locks"),
             "DIB_DISTRIBUTION_MIRROR": self.mirrors.main, "DIB_DEBIAN_SECURITY_MIRROR": self.mirrors.security,
             "DIB_BLOCK_DEVICE_CONFIG": json.dumps(block_device(self.image_directory)),
         }
@@ -157,7 +159,7 @@ class Build:
         """To be run in namespaces of its own."""
         temporary = "tmpfs" if _memory() >= TMPFS_NEEDS else ""
         return ["sh", "-c", _PREPARE, "prepare", temporary, os.fspath(self.temporary), os.fspath(self.image_directory),
-                os.fspath(Path(sys.executable).parent / "disk-image-create"), "-a", self.appliance.architecture,
+                os.fspath(Path(sys.executable).parent / "disk-image-create"), "-n", "-a", self.appliance.architecture,
                 "-t", "qcow2", "--qemu-img-options", "compression_type=zstd", "-o", os.fspath(self.output),
                 *elements(self.appliance)]
 

@@ -14,8 +14,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -24,8 +23,8 @@ from harness.appliance import SourceSpec
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
 from harness.image.apt import AptState, MirrorError, Offer, newer, reason
+from harness.image.cached import making, sha256
 from harness.process import CommandFailed, CommandTimedOut, run
-from harness.resources import Resource
 from harness.run import Run
 from harness.settings import Settings
 
@@ -116,7 +115,7 @@ class Tarball:
                 shutil.copyfile(spec.url, archive)
             except OSError as error:
                 raise NotToBeHad(f"{spec.url}: {error.strerror}") from error
-        _compare(spec.url, spec.sha256, _sha256(archive), spec)
+        _compare(spec.url, spec.sha256, sha256(archive), spec)
         try:
             run(["tar", "-C", into, "--no-same-owner", "-xf", archive], deadline=deadline)
         except CommandFailed as error:
@@ -155,7 +154,7 @@ class DebianSource:
         descriptions = list(into.glob("*.dsc"))
         if len(descriptions) != 1:
             raise NotToBeHad(f"apt fetched no .dsc of {spec.package} {spec.version}")
-        _compare(descriptions[0].name, spec.sha256, _sha256(descriptions[0]), spec)
+        _compare(descriptions[0].name, spec.sha256, sha256(descriptions[0]), spec)
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ class DebianPackages:
             files = list(into.glob(f"{name}_*.deb"))
             if len(files) != 1:
                 raise NotToBeHad(f"apt fetched no package {name} {spec.version}")
-            _compare(files[0].name, pin, _sha256(files[0]), spec)
+            _compare(files[0].name, pin, sha256(files[0]), spec)
 
 
 def kinds(binary: Callable[[], AptState], source: Callable[[], AptState]) -> dict[str, Kind]:
@@ -203,7 +202,7 @@ def fetch_first(specs: Sequence[SourceSpec], settings: Settings, run: Run, say: 
         place = settings.cache / "sources" / f"{spec.kind}-{digest(spec)[:24]}"
         if not place.exists():
             try:
-                with _half(place, run) as part:
+                with making(place, run) as part:
                     kind.fetch(spec, part, deadline)
             except NotToBeHad as why:
                 skipped.append((spec, str(why)))
@@ -244,25 +243,6 @@ def digest(spec: SourceSpec) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-@contextmanager
-def _half(place: Path, run: Run) -> Iterator[Path]:
-    """A directory beside `place`, in the journal; renamed to `place` at the end, removed after an error."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{place}.part-{run.id}")
-    resource = run.journal.creating(Resource("path", os.fspath(part)))
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
-        yield part
-        if place.exists():  # another run was faster; the hash says it is the same
-            shutil.rmtree(part)
-        else:
-            part.rename(place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        run.journal.gone(resource)
-
-
 def _compare(where: str, expected: str, got: str, spec: SourceSpec, *, what: str = "SHA-256") -> None:
     if got != expected:
         raise BuildError(f"{where} is not what was pinned: {what} expected {expected}, got {got}",
@@ -282,11 +262,6 @@ def _download(url: str, to: Path, deadline: Deadline) -> None:
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
         raise NotToBeHad(f"{url}: {why}") from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _git_reason(output: str, spec: SourceSpec) -> str:
