@@ -145,6 +145,18 @@ def test(c: Context, unit: bool = False, nightly: bool = False) -> None:
     _leave(run_tests(_settings(), unit=unit, nightly=nightly, options=shlex.split(c.remainder)))
 
 
+@task(help={"appliance": "name in appliances.yaml", "boots": "how often the boots are measured",
+            "out": "where the table goes, without suffix"})
+def bench(c: Context, appliance: str = DEFAULT, boots: int = 3, out: str = "docs/performance") -> None:
+    """Measure builds, boots and checks beside stock diskimage-builder and testinfra."""
+    from harness import bench as measuring
+    from harness.cloud.choose import choose
+
+    settings = _settings()
+    _leave(measuring.bench(settings, _appliance(settings, appliance), choose, Progress(), boots=boots,
+                           out=PROJECT / out))
+
+
 @task
 def lint(c: Context) -> None:
     """Run ruff, mypy and shellcheck."""
