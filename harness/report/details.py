@@ -39,7 +39,7 @@ def checks(report: Report, verdict: Verdict, explained: int, room: int, *, passe
 
 
 def start(report: Report) -> Markup | None:
-    """How the server came up, as a picture, and on what machine."""
+    """How the server came up: each step from the one before it."""
     timings = report.fact("server").get("timings")
     steps = [(name, float(value)) for name, value in timings.items() if isinstance(value, int | float)] \
         if isinstance(timings, dict) else []
@@ -52,14 +52,14 @@ def start(report: Report) -> Markup | None:
                         tag("div", part(at / whole, (value - at) / whole, label), class_="plot"),
                         tag("span", seconds(value), class_="time")))
         at = value
-    host = report.fact("host")
-    if not rows and not host:
-        return None
-    machine = facts_list([(name, _machine(name, value)) for name, value in host.items()])
-    return section("Start of the server" if rows else "Where it ran",
-                   tag("ol", *rows, class_="timeline steps") if rows else None,
-                   join(tag("h3", "Machine") if rows else None, machine) if host else None,
-                   id_="start", note="seconds after power-on" if rows else "")
+    return section("Start of the server", tag("ol", *rows, class_="timeline steps"), id_="start",
+                   note="time since power-on") if rows else None
+
+
+def machine(report: Report) -> Markup | None:
+    """On what machine it ran."""
+    facts = [(name, _machine(name, value)) for name, value in report.fact("host").items()]
+    return section("Machine", facts_list(facts), id_="machine") if facts else None
 
 
 def history(report: Report, verdict: Verdict) -> Markup | None:
@@ -195,12 +195,12 @@ def _worst(outcomes: list[str]) -> str:
 
 
 def _trend(trend: Trend) -> Markup:
-    sign = {"better": "▼", "worse": "▲"}.get(trend.word, "≈" if trend.word == "as usual" else "·")
+    sign = {"better": "▼ ", "worse": "▲ ", "as usual": "≈ "}.get(trend.word, "")
     change = f" {abs(trend.change):.0%}" if trend.change is not None and trend.word in {"better", "worse"} else ""
     label = f"{trend.name}: " + ", ".join(trend.show(value) for value in trend.values)
     return tag("div", tag("h3", trend.name), tag("p", trend.show(trend.values[-1]), class_="figure"),
-               sparkline(trend.values, label),
-               tag("p", f"{sign} {trend.word}{change}", class_=f"word {trend.word.replace(' ', '-')}"), class_="trend")
+               sparkline(trend.values, label) if len(trend.values) > 1 else None,
+               tag("p", f"{sign}{trend.word}{change}", class_=f"word {trend.word.replace(' ', '-')}"), class_="trend")
 
 
 def _passed(code: int | None) -> bool | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.errors import Fault
+from harness.errors import ExitCode, Fault
 from harness.report.model import Failure, load
 from harness.report.text import clip, many, seconds
 from harness.report.verdict import Outcome, Verdict, blames_image, exit_phrase, fault_words, judge
@@ -37,9 +37,11 @@ def closing(verdict: Verdict, took: float) -> str:
     """summary() of what is loaded already; `took` in seconds."""
     said = {Outcome.PASSED: "passed in", Outcome.INTERRUPTED: "interrupted after",
             Outcome.UNFINISHED: "no verdict after"}.get(verdict.outcome, "failed in")
-    code = verdict.exit_code
-    tail = f" (exit {code}: {exit_phrase(code)})" if code and code != 130 else " (exit 130)" if code else ""
-    return f"{said} {seconds(took)}{tail}"
+    code, fault = verdict.exit_code, verdict.failures[0].fault if verdict.failures else ""
+    if not code:
+        return f"{said} {seconds(took)}"
+    whose = fault_words(fault) if fault else exit_phrase(code)
+    return f"{said} {seconds(took)} (exit {code}{'' if code == ExitCode.INTERRUPTED else f': {whose}'})"
 
 
 def block(failure: Failure) -> str:

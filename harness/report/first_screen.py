@@ -83,12 +83,13 @@ def image(report: Report) -> Markup:
         return section("Image", tag("p", "No image was made.", class_="soft"), id_="image")
     used = report.fact("source").get("used")
     used = used if isinstance(used, dict) else {}
-    size, virtual = facts.get("size"), facts.get("virtual_size")
+    size, virtual = (facts.get(name, manifest.get(name)) for name in ("size", "virtual_size"))
     shown_size = Markup() if not isinstance(size, int | float) else join(octets(size))
     if isinstance(size, int | float) and isinstance(virtual, int | float) and virtual > 0:
         said = f"{octets(size)} of file for a disk of {octets(virtual)}"
         shown_size = join(said, part(0, size / virtual, said))
     packages = manifest.get("packages")
+    path = words(facts.get("path")).removeprefix(report.project)
     pairs: list[tuple[str, str | Markup]] = [
         ("size", shown_size),
         ("kernel", words(facts.get("kernel") or manifest.get("kernel"))),
@@ -98,7 +99,7 @@ def image(report: Report) -> Markup:
         ("built", "taken from the cache: no input had changed" if facts.get("from_cache") else
          "in this run" if "from_cache" in facts else ""),
         ("SHA-256", tag("code", words(facts["sha256"])) if facts.get("sha256") else ""),
-        ("file", tag("code", breakable(words(facts["path"]))) if facts.get("path") else ""),
+        ("file", tag("code", breakable(path)) if path else ""),
     ]
     return section("Image", facts_list(pairs), id_="image")
 
@@ -109,25 +110,36 @@ def conntrack(report: Report) -> Markup | None:
     plan, live = _mapping(facts.get("plan")), _mapping(facts.get("live"))
     if not plan and not live:
         return None
-    rows, differing = [], 0
-    for key in dict.fromkeys([*plan, *live]):
-        wanted, found = words(plan.get(key)), words(live.get(key))
-        if not wanted or not found:
-            state, word = "skipped", "only live" if not wanted else "not read"
-        elif wanted == found:
-            state, word = "passed", "as planned"
-        else:
-            state, word, differing = "failed", "differs", differing + 1
-        name = breakable(key.removeprefix("net.netfilter."))
-        rows.append(tag("tr", tag("th", name, scope="row"), tag("td", _grouped(wanted)), tag("td", _grouped(found)),
-                        tag("td", tag("span", SIGNS[state], class_=f"o {state}"), " ", tag("span", word)),
-                        class_=state))
+    first = [key for key in plan if key.removeprefix("net.netfilter.nf_conntrack_") in {"max", "buckets", "expect_max"}]
+    rows = sorted((_compared(key, words(plan[key]), words(live.get(key))) for key in dict.fromkeys([*first, *plan])),
+                  key=lambda row: row[0] != "failed")
+    differing = sum(state == "failed" for state, _ in rows)
     note = f"{many(differing, 'value')} {'differs' if differing == 1 else 'differ'}" if differing else "all as planned"
-    if not live:
+    if not plan:
+        note = "nothing was planned"
+    elif not live:
         note = "the server was not read"
-    head = tag("tr", [tag("th", name, scope="col") for name in ("key", "plan", "live", "")])
-    return section("Conntrack", tag("table", tag("thead", head), tag("tbody", *rows), class_="plan"),
+    half = len(rows) if len(rows) <= 8 else (len(rows) + 1) // 2
+    head = tag("thead", tag("tr", [tag("th", name, scope="col") for name in ("key", "plan", "live", "")]))
+    tables = [tag("table", head, tag("tbody", [row for _, row in rows[at:at + half]]), class_="plan")
+              for at in range(0, len(rows), half or 1)]
+    others = [(key, words(value)) for key, value in live.items() if key not in plan]
+    return section("Conntrack", tag("div", *tables, class_="plans"),
+                   tag("details", tag("summary", f"{many(len(others), 'live value')} not in the plan"),
+                       facts_list([(key.removeprefix("net.netfilter."), value) for key, value in others],
+                                  "facts deep")) if others else None,
                    id_="conntrack", note=note)
+
+
+def _compared(key: str, wanted: str, found: str) -> tuple[str, Markup]:
+    if not found:
+        state, word = "skipped", "not read"
+    else:
+        state, word = ("passed", "as planned") if wanted == found else ("failed", "differs")
+    sign = tag("span", SIGNS[state], class_=f"o {state}")
+    return state, tag("tr", tag("th", breakable(key.removeprefix("net.netfilter.")), scope="row"),
+                      tag("td", _grouped(wanted)), tag("td", _grouped(found)),
+                      tag("td", sign, " ", tag("span", word)), class_=state)
 
 
 def _failure(report: Report, failure: Failure, number: int, room: int) -> Markup:

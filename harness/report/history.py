@@ -27,20 +27,21 @@ class Trend:
 
     @property
     def word(self) -> str:
-        """better, worse, as usual; or first where there is nothing to compare with."""
+        """better, worse, as usual; or that there is nothing to compare with."""
         if self.change is None:
-            return "first"
+            return "nothing to compare with yet"
         if abs(self.change) < NOISE:
             return "as usual"
         return "better" if self.change < 0 else "worse"
 
 
 def trends(report: Report) -> tuple[Trend, ...]:
-    """The figures that this run has; a build from the cache is compared only with builds from the cache."""
+    """The figures that this run has; like is compared with like: stages, and whether the image is from the cache."""
     now = _as_past(report)
     alike = [past for past in report.history if past.from_cache == now.from_cache]
+    whole = [past for past in alike if past.stages.keys() == now.stages.keys()]
     found = [
-        _trend("whole run", lambda p: sum(p.stages.values()) if p.exit_code == 0 else None, seconds, alike, now),
+        _trend("whole run", lambda p: sum(p.stages.values()) if p.exit_code == 0 else None, seconds, whole, now),
         _trend("build" + (" (from cache)" if now.from_cache else ""), lambda p: p.stages.get("build"), seconds,
                alike, now),
         _trend("server ready", lambda p: p.ready, seconds, report.history, now),

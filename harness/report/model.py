@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,10 @@ class Past:
 
 @dataclass(frozen=True)
 class Report:
-    """A run, loaded. `history` holds earlier runs of the same appliance on the same cloud, oldest first."""
+    """A run, loaded. `history` holds earlier runs of the same appliance on the same cloud, oldest first.
+
+    `project` is the beginning that paths of this project have on this machine, with a slash at its end.
+    """
 
     run: Run
     dead: bool
@@ -124,7 +127,8 @@ class Report:
     build_log: Log | None
     made: tuple[Made, ...]
     facts: dict[str, Any]
-    history: tuple[Past, ...] = field(default=())
+    history: tuple[Past, ...]
+    project: str
 
     def fact(self, name: str) -> dict[str, Any]:
         """A fact that is a mapping; empty where it is missing or something else."""
@@ -159,20 +163,23 @@ def load(run: Run, *, history: int = 20) -> Report:
     """Everything that is known of `run`, with up to `history` earlier runs that lie beside it."""
     directory = run.directory
     facts = scrub(run.facts)
+    # Paths below the project read better, and can be pasted, without the part that is this machine's.
+    project = f"{directory.parent.parent}/"
     return Report(
         run=run,
         dead=run.dead,
         stages=tuple(Stage(clean(s.name), s.started, s.seconds, s.outcome, clean(s.detail)) for s in run.stages),
         checks=checks(directory),
         findings=tuple(_finding(entry) for entry in _entries(_json(directory / "inspect.json"))),
-        told=tuple(_failure(entry) for entry in _entries(facts.get("failures"))),
-        manifest=_mapping(_json(directory / "manifest.json")),
+        told=tuple(_failure(entry, project) for entry in _entries(facts.get("failures"))),
+        manifest=_manifest(directory, facts),
         consoles=tuple(log for path in sorted(directory.glob("*/console.log"))
                        if (log := tail(path, clean(path.parent.name)))),
         build_log=_build_log(directory, facts),
         made=_made(directory / "journal.jsonl"),
         facts=facts,
         history=past(run, history),
+        project=project,
     )
 
 
@@ -221,11 +228,11 @@ def _finding(entry: dict[str, Any]) -> Finding:
                    words(entry.get("hint")))
 
 
-def _failure(entry: dict[str, Any]) -> Failure:
+def _failure(entry: dict[str, Any], project: str) -> Failure:
     stage = words(entry.get("stage"))
     title = words(entry.get("title")) or words(entry.get("message")) or "a failure that says nothing of itself"
     return Failure(
-        title=title, stages=(stage,) if stage else (), where=words(entry.get("where")),
+        title=title, stages=(stage,) if stage else (), where=words(entry.get("where")).removeprefix(project),
         expected=words(entry.get("expected")), seen=words(entry.get("seen")), because=words(entry.get("because")),
         console=tuple(lines(entry.get("console"))), look=words(entry.get("look")), again=words(entry.get("again")),
         next=words(entry.get("next")), fault=words(entry.get("fault")), message=words(entry.get("message")))
@@ -254,6 +261,16 @@ def _build_log(directory: Path, facts: dict[str, Any]) -> Log | None:
     own = tail(directory / "build.log", "build.log")
     named = facts.get("build_log")
     return own or (tail(directory / named, Path(named).name) if isinstance(named, str) else None)
+
+
+def _manifest(directory: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The run's own manifest, else the one beside the image where that still is the image of this run."""
+    own = _mapping(_json(directory / "manifest.json"))
+    image = _mapping(facts.get("image"))
+    if own or not isinstance(image.get("path"), str):
+        return own
+    beside = _mapping(_json((directory / image["path"]).parent / "manifest.json"))
+    return beside if beside.get("sha256") == image.get("sha256") else {}
 
 
 def _json(path: Path) -> Any:

@@ -59,7 +59,9 @@ def clip(text: str, characters: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """`0.4 s`, `48 s`, `2 min 37 s`, `1 h 02 min`."""
+    """`0 s`, `0.4 s`, `48 s`, `2 min 37 s`, `1 h 02 min`."""
+    if value < 0.05:
+        return "0 s"
     if value < 10:
         return f"{value:.1f} s"
     whole = round(value)

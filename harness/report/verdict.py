@@ -103,9 +103,9 @@ def _failures(report: Report) -> Iterable[Failure]:
 
 def _once(failures: Iterable[Failure]) -> Iterable[Failure]:
     """The same failure at several stages (after both boots, say) as one that names them all."""
-    merged: dict[tuple[str, str, str], Failure] = {}
+    merged: dict[tuple[str, ...], Failure] = {}
     for failure in failures:
-        key = (failure.where or failure.title, failure.seen, failure.because)
+        key = (failure.where, failure.title, failure.seen, failure.because)
         stages = merged[key].stages if key in merged else ()
         merged[key] = replace(merged.get(key, failure), stages=tuple(dict.fromkeys(stages + failure.stages)),
                               places=(failure.where,) if failure.where else ())
@@ -172,13 +172,21 @@ def _sentence(report: Report, outcome: Outcome, failures: tuple[Failure, ...], c
                 else f"Not finished: at {last}, no verdict yet.")
     if outcome is Outcome.BLOCKED:
         return _blocked(report, failures, code, at, title)
+    found = [finding.title for finding in report.findings if finding.outcome != "passed"]
+    if failures and failures[0].title in found:
+        return _not_holding(title, len(found), len(report.findings), "finding")
     ran, red = tested(report)
     if red and blames_image(failures[0]) and failures[0].where:
-        if red > 1:
-            return f"Failed: {red} of {ran:,} checks do not hold; the first is “{title}”."
-        others = f"; the other {many(ran - 1, 'check')} {'does' if ran == 2 else 'do'}" if ran > 1 else ""
-        return f"Failed: “{title}” does not hold{others}."
+        return _not_holding(title, red, ran, "check")
     return f"Failed at {at}: {title or exit_phrase(code or 1)}."
+
+
+def _not_holding(title: str, red: int, ran: int, noun: str) -> str:
+    if red > 1:
+        of = " in the image" if noun == "finding" else ""
+        return f"Failed: {red} of {ran:,} {noun}s{of} do not hold; the first is “{title}”."
+    others = f"; the other {many(ran - 1, noun)} {'does' if ran == 2 else 'do'}" if ran > 1 else ""
+    return f"Failed: “{title}” does not hold{others}."
 
 
 def _passed(report: Report) -> str:

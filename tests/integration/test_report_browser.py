@@ -103,6 +103,7 @@ def test_nothing_is_missing(browser: Browser, pages: dict[str, Path], size: tupl
     for name in ("green", "red"):
         report = load(_run(pages[name]))
         browser.open(pages[name], *size)
+        browser.evaluate(OPEN_ALL)
         seen = _seen(browser)
         for check in report.checks:
             assert check.title in seen

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_samples import HOSTILE, SAMPLES, green, huge, make, red, write_console
+from report_samples import HOSTILE, PLAN, SAMPLES, green, huge, make, red, write_console
 
 from harness.report import html, write
 from harness.report.markup import Markup, breakable, join, tag
@@ -74,6 +74,14 @@ def test_first_screen_of_a_red_run_comes_in_the_order_of_use(tmp_path: Path) -> 
         at = found
     assert "new in this run" in page.text
     assert "1 value differs" in page.text
+
+
+def test_what_differs_from_the_plan_comes_first_and_the_rest_of_the_live_values_is_folded(tmp_path: Path) -> None:
+    source = write(red(tmp_path)).read_text(encoding="utf-8").partition('id="conntrack"')[2].partition("</section>")[0]
+    table, _, folded = source.partition("<details>")
+    assert table.index("differs") < table.index("as planned")
+    assert table.count("as planned") == len(PLAN) - 1
+    assert "1 live value not in the plan" in folded
 
 
 def test_outcomes_are_told_without_colour(tmp_path: Path) -> None:
