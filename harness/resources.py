@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -38,11 +39,20 @@ Remover = Callable[[Resource], None]
 """Removes a resource; returns silently where it is already gone, raises HostError or CloudError where it can't."""
 
 
+MOUNTS = Path("/proc/self/mounts")
+PATIENCE = 5.0
+"""Seconds between SIGTERM and SIGKILL, and at most until an ended process or a detached device is gone."""
+
+
 def processes_with(token: str) -> list[int]:
-    """Process ids whose command line has `token` as an argument or inside one (proc(5), /proc/PID/cmdline)."""
+    """Process ids whose command line has `token` as an argument or inside one (proc(5), /proc/PID/cmdline).
+
+    This process and those that started it (a shell or sudo whose arguments name the token) don't count.
+    """
     found = []
+    ours = _ancestors()
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+        if not entry.name.isdigit() or int(entry.name) in ours:
             continue
         try:
             if token.encode() in (entry / "cmdline").read_bytes():
@@ -52,18 +62,31 @@ def processes_with(token: str) -> list[int]:
     return found
 
 
+def _ancestors() -> set[int]:
+    found: set[int] = set()
+    pid = os.getpid()
+    while pid and pid not in found:
+        found.add(pid)
+        try:
+            # proc(5): the parent is the second field after the command's name, which is in parentheses
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return found
+
+
 def _signal(pid: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def remove_process(resource: Resource) -> None:
-    """`name` is a token of the command line that no other process has. SIGTERM, after 5 s SIGKILL."""
-    for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
+    """`name` is a token of the command line that no other process has. SIGTERM, after PATIENCE SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         pids = processes_with(resource.name)
         for pid in pids:
             _signal(pid, number)
-        deadline = Deadline(patience)
+        deadline = Deadline(PATIENCE)
         while pids and not deadline.expired:
             time.sleep(0.05)
             pids = processes_with(resource.name)
@@ -87,9 +110,9 @@ def remove_link(resource: Resource) -> None:
 def remove_path(resource: Resource) -> None:
     """A file or a directory tree. Refuses a tree in which something is still mounted."""
     path = Path(resource.name)
-    if path.is_symlink() or path.is_file() or path.is_socket():
+    if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
-    elif path.exists():
+    else:
         mounted = list(mounts_below(path))
         if mounted:
             raise HostError(f"{path} is not removed: {mounted[0]} is still mounted", hint=f"umount {mounted[0]}")
@@ -99,8 +122,8 @@ def remove_path(resource: Resource) -> None:
 def mounts_below(path: Path) -> Iterator[Path]:
     """Mount points at or below `path`, the innermost first (proc(5), /proc/self/mounts)."""
     points = []
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        point = Path(line.split()[1].replace("\\040", " "))
+    for line in MOUNTS.read_text().splitlines():
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[1]))
         if point == path or path in point.parents:
             points.append(point)
     return iter(sorted(points, key=lambda p: len(p.parts), reverse=True))
@@ -133,6 +156,13 @@ def remove_loop(resource: Resource) -> None:
             run(["losetup", "--detach", name])
         except CommandFailed as error:
             raise HostError(f"loop device {name} of {backing} can't be detached: {error.output.strip()}") from error
+        # losetup answers 0 for a device in use as well, and the kernel then lets go of it whenever its user does.
+        deadline = Deadline(PATIENCE)
+        while Path("/sys/block", Path(name).name, "loop").exists():
+            if deadline.expired:
+                raise HostError(f"loop device {name} of {backing} is still in use",
+                                hint=f"look: grep {Path(name).name} /proc/*/mounts")
+            time.sleep(0.05)
 
 
 REMOVERS: dict[str, Remover] = {
