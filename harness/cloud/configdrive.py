@@ -6,7 +6,7 @@ Source: the OpenStack metadata format (Nova's documentation, "Metadata service" 
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,15 +68,22 @@ def files(instance: Instance) -> dict[str, str]:
     }
 
 
+def tree(drive: Path) -> Path:
+    """The directory in which the files of `drive` lie while it is written."""
+    return drive.with_suffix(".tree")
+
+
 def write(content: Mapping[str, str], drive: Path, deadline: Deadline) -> None:
     """Write `content` to the ISO file `drive`, readable by its owner only, for user-data may hold secrets.
 
-    A directory beside `drive` holds the files meanwhile. Raises CommandMissing, CommandFailed.
+    Raises CommandMissing, CommandFailed.
     """
     drive.touch(mode=0o600)
-    with tempfile.TemporaryDirectory(dir=drive.parent, prefix=f".{drive.stem}-") as tree:
-        for name, text in content.items():
-            path = Path(tree, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        run([PROGRAM, "-quiet", "-joliet", "-rock", "-volid", LABEL, "-output", drive, tree], deadline=deadline)
+    top = tree(drive)
+    top.mkdir(mode=0o700)
+    for name, text in content.items():
+        path = top / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    run([PROGRAM, "-quiet", "-joliet", "-rock", "-volid", LABEL, "-output", drive, top], deadline=deadline)
+    shutil.rmtree(top)

@@ -102,7 +102,8 @@ class LocalCloud:
         server = record.server
         mac = network.mac(record.port.number)
         drive = directory / "config.iso"
-        run.journal.creating(Resource("path", os.fspath(drive)))
+        for path in (drive, configdrive.tree(drive), directory / qemu.MONITOR, directory / qemu.CONSOLE):
+            run.journal.creating(Resource("path", os.fspath(path)))
         content = configdrive.files(configdrive.Instance(
             server.id, spec.name, spec.public_key, spec.user_data, mac, network.router, server.internal_ip,
             server.floating_ip, metadata=spec.metadata))
@@ -112,8 +113,6 @@ class LocalCloud:
             cpu=self._settings.cpu or qemu.CPU[chosen.name], cpus=spec.cpus, memory=spec.memory, disk=root,
             config_drive=drive, tap=network.tap(record.port), mac=mac, console_log=server.console_log,
             log=directory / "qemu.log")
-        for name in (qemu.MONITOR, qemu.CONSOLE):
-            run.journal.creating(Resource("path", os.fspath(directory / name)))
         run.journal.creating(Resource("process", record.token))
         _start(machine, network, directory, deadline)
         return server

@@ -151,7 +151,8 @@ def _batch(deadline: Deadline, *lines: str, namespace: str = "") -> None:
 
 
 def _routes() -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads(run(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout)
+    listed: list[dict[str, Any]] = json.loads(
+        run(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout or "[]")
     return listed
 
 

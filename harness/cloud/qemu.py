@@ -15,6 +15,9 @@ from harness.deadline import Deadline
 from harness.errors import CloudError
 
 PROGRAM = "qemu-system-x86_64"
+USER = "nobody"
+"""Who QEMU becomes once it has opened its files: what breaks out of a guest has little to take."""
+
 MONITOR = "qmp.sock"
 CONSOLE = "console.sock"
 
@@ -52,6 +55,7 @@ def command(machine: Machine) -> list[str]:
     threads = ",thread=multi" if machine.accelerator == "tcg" else ""
     return [
         PROGRAM, "-name", machine.token, "-uuid", machine.uuid, "-daemonize", "-D", os.fspath(machine.log),
+        "-runas", USER,
         "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "q35", "-accel", machine.accelerator + threads, "-cpu", machine.cpu,
         "-smp", str(machine.cpus), "-m", str(machine.memory),

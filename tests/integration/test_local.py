@@ -347,3 +347,12 @@ def test_probe_does_not_believe_a_guest_that_only_starts(monkeypatch: pytest.Mon
     monkeypatch.setattr(accelerator, "boot_sector", lambda: silent)
     monkeypatch.setitem(accelerator._SECONDS, "tcg", 2.0)
     assert accelerator.probe("tcg") == "a guest printed nothing within 2 s"
+
+
+def test_qemu_gives_up_root(settings: Settings, run: Run, tmp_path: Path) -> None:
+    cloud = LocalCloud(settings)
+    server = cloud.launch(run, small_guest.spec(small_guest.image(tmp_path / "i.qcow2")), Deadline(60))
+    [pid] = processes_with(server.id)
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    assert "0" not in status["Uid"].split()
+    until_printed(cloud, run, server)
