@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,28 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
+@cache
+def _validator() -> Any:
+    """JSON Schema's validator, but 2.0 is no integer, and neither infinity nor NaN is a number."""
+    draft = jsonschema.Draft202012Validator
+    types = draft.TYPE_CHECKER.redefine_many({
+        "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
+        "number": lambda _, value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
+    })
+    return jsonschema.validators.extend(draft, type_checker=types)
+
+
 def load(file: Path) -> dict[str, Appliance]:
     """All appliances of `file` by name. Raises DescriptionError with every mistake found, one a line."""
     try:
         text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DescriptionError(f"{file.name}: is not UTF-8 text: {error}") from error
     except OSError as error:
         raise DescriptionError(f"{file}: {error.strerror}",
                                hint="appliances.yaml describes what can be built") from error
     document = _Document.parse(file, text)
-    errors = sorted(jsonschema.Draft202012Validator(schema()).iter_errors(document.value), key=document.position)
+    errors = sorted(_validator()(schema()).iter_errors(document.value), key=document.position)
     if errors:
         raise DescriptionError("\n".join(dict.fromkeys(document.describe(e) for e in errors)))
     found = {name: _appliance(document, name, body) for name, body in document.value["appliances"].items()}
@@ -146,9 +160,14 @@ class _Document:
             mark = error.problem_mark
             where = f"{file.name}:{mark.line + 1}:{mark.column + 1}" if mark else file.name
             raise DescriptionError(f"{where}: {error.problem or 'is not YAML'}") from error
+        except yaml.YAMLError as error:
+            raise DescriptionError(f"{file.name}: {str(error).splitlines()[0]}") from error
         marks: dict[tuple[str | int, ...], tuple[int, int]] = {(): (1, 1)}
-        if node is not None:
-            _collect(file, node, (), marks)
+        try:
+            if node is not None:
+                _collect(file, node, (), marks)
+        except RecursionError:
+            raise DescriptionError(f"{file.name}: an alias refers to what it is in") from None
         return cls(file, value, marks)
 
     def at(self, path: Iterable[str | int]) -> str:
@@ -182,15 +201,29 @@ def _dotted(path: Iterable[str | int]) -> str:
 _Path = tuple[str | int, ...]
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 def _collect(file: Path, node: yaml.Node, path: _Path, marks: dict[_Path, tuple[int, int]]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if key.tag == _MERGE:
+                continue
+            place = (key.start_mark.line + 1, key.start_mark.column + 1)
+            where = f"{file.name}:{place[0]}:{place[1]}"
+            if key.tag != "tag:yaml.org,2002:str":
+                raise DescriptionError(f"{where}: {_dotted(path)}: a key is not text", hint="quote it")
             here = (*path, key.value)
             if here in marks:
-                raise DescriptionError(f"{file.name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}: "
-                                       f"{_dotted(here)}: the key is there twice")
-            marks[here] = (key.start_mark.line + 1, key.start_mark.column + 1)
+                raise DescriptionError(f"{where}: {_dotted(here)}: the key is there twice")
+            marks[here] = place
             _collect(file, value, here, marks)
+        # What is merged in (<<) comes last: a key of the mapping's own wins over it.
+        for value in (v for k, v in node.value if k.tag == _MERGE):
+            for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                merged: dict[_Path, tuple[int, int]] = {}
+                _collect(file, part, path, merged)
+                marks.update({p: m for p, m in merged.items() if p not in marks})
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
             marks[(*path, number)] = (value.start_mark.line + 1, value.start_mark.column + 1)
@@ -242,7 +275,7 @@ def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
         here = (*path, "rtpengine", "port_max")
         yield f"{document.at(here)}: {_dotted(here)}: the port range {relay.port_min} to {relay.port_max} is empty"
     for number, source in enumerate(relay.sources):
-        if not source.version.split("-")[0].startswith(relay.version):
+        if source.version.split("-")[0] != relay.version:
             version = (*path, "rtpengine", "sources", number, "version")
             yield (f"{document.at(version)}: {_dotted(version)}: "
                    f"{source.version} is not version {relay.version} of the appliance")

@@ -1,0 +1,174 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness import appliance
+from harness.appliance import ConntrackGoal, ServerSize, load, select
+from harness.errors import DescriptionError
+
+GOOD = """\
+appliances:
+  relay:
+    description: a relay
+    release: bookworm
+    elements: [voip-appliance, conntrack, rtpengine]
+    server: {memory: 2048}
+    rtpengine:
+      version: 10.5.3.5
+      sources:
+        - kind: git
+          version: 10.5.3.5
+          url: ../rtpengine
+          tag: mr10.5.3.5
+          commit: 0123456789abcdef0123456789abcdef01234567
+        - kind: debian-source
+          package: rtpengine
+          version: 10.5.3.5-1+deb12u1
+          sha256: 29834b592e3970ec0012a9ed12e242ce35232227df243fe61156f160644e72f0
+    conntrack: {calls: 100, headroom: 1.5}
+"""
+
+
+def _load(tmp_path: Path, text: str | bytes) -> dict[str, appliance.Appliance]:
+    file = tmp_path / "appliances.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load(file)
+
+
+def _complaints(tmp_path: Path, text: str | bytes) -> list[str]:
+    with pytest.raises(DescriptionError) as caught:
+        _load(tmp_path, text)
+    return caught.value.message.splitlines()
+
+
+def test_the_projects_own_description_is_valid(project):
+    relay = load(project / "appliances.yaml")["rtpengine"]
+    assert relay.rtpengine and [s.kind for s in relay.rtpengine.sources] == ["debian-source", "debian-packages"]
+    assert relay.conntrack
+
+
+def test_what_is_said_and_what_is_left_out(tmp_path):
+    relay = select(_load(tmp_path, GOOD), "relay")
+    assert (relay.name, relay.release, relay.kernel, relay.line) == ("relay", "bookworm", "linux-image-cloud-amd64", 2)
+    assert relay.server == ServerSize(memory=2048, cpus=2, disk=4)
+    assert relay.conntrack == ConntrackGoal(calls=100, headroom=1.5)
+    assert relay.rtpengine and relay.rtpengine.no_fallback and relay.rtpengine.table == 0
+    git, debian = relay.rtpengine.sources
+    assert (git.kind, git.tag, git.line) == ("git", "mr10.5.3.5", 10)
+    assert (debian.kind, debian.package, debian.line) == ("debian-source", "rtpengine", 15)
+
+
+def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
+    with pytest.raises(DescriptionError, match="no appliance 'rely'\n  known: relay"):
+        select(_load(tmp_path, GOOD), "rely")
+
+
+@pytest.mark.parametrize(("old", "new", "complaint"), [
+    ("version: 10.5.3.5\n      sources", 'version: "10.5"\n      sources',
+     'appliances.yaml:8:7: appliances.relay.rtpengine.version: "10.5" is not a full version (like 10.5.3.5)'),
+    ("release: bookworm", "release: sarge",
+     "appliances.yaml:4:5: appliances.relay.release: 'sarge' is not one of ['bookworm']"),
+    ("    release: bookworm\n", "",
+     "appliances.yaml:2:3: appliances.relay: 'release' is missing"),
+    ("release: bookworm", "release: bookworm\n    colour: red",
+     "appliances.yaml:5:5: appliances.relay.colour: unknown key; known: architecture, checks, conntrack, datasources, "
+     "description, elements, image_mirrors, kernel, ports, release, rtpengine, server, user"),
+    ("memory: 2048", "memory: 12",
+     "appliances.yaml:6:14: appliances.relay.server.memory: 12 is less than the minimum of 256"),
+    ("memory: 2048", "memory: 2048.0",
+     "appliances.yaml:6:14: appliances.relay.server.memory: 2048.0 is not of type 'integer'"),
+    ("headroom: 1.5", "headroom: .nan",
+     "appliances.yaml:19:28: appliances.relay.conntrack.headroom: nan is not of type 'number'"),
+    ("headroom: 1.5", "headroom: 0.5",
+     "appliances.yaml:19:28: appliances.relay.conntrack.headroom: 0.5 is less than the minimum of 1"),
+    ("tag: mr10.5.3.5", "tag: mr10.5.3.5\n          branch: main",
+     "appliances.yaml:14:11: appliances.relay.rtpengine.sources.0.branch: unknown key; known: commit, kind, tag, url, "
+     "version"),
+    ("          tag: mr10.5.3.5\n", "",
+     "appliances.yaml:10:11: appliances.relay.rtpengine.sources.0: 'tag' is missing"),
+    ("kind: git", "kind: svn",
+     "appliances.yaml:10:11: appliances.relay.rtpengine.sources.0.kind: 'svn' is not one of ['git', 'tarball', "
+     "'debian-source', 'debian-packages']"),
+    ("commit: 0123456789abcdef0123456789abcdef01234567", "commit: HEAD",
+     "appliances.yaml:14:11: appliances.relay.rtpengine.sources.0.commit: \"HEAD\" is not a commit's hash (like 40 "
+     "hexadecimal digits)"),
+    ("[voip-appliance, conntrack, rtpengine]", "[voip-appliance, rtpengine]",
+     "appliances.yaml:5:5: appliances.relay.elements: the element conntrack and the section conntrack need each other"),
+    ("    conntrack: {calls: 100, headroom: 1.5}\n", "",
+     "appliances.yaml:5:5: appliances.relay.elements: the element conntrack and the section conntrack need each other"),
+    ("      sources:", "      port_max: 20000\n      sources:",
+     "appliances.yaml:9:7: appliances.relay.rtpengine.port_max: the port range 30000 to 20000 is empty"),
+    ("version: 10.5.3.5-1+deb12u1", "version: 10.5.3.4-1",
+     "appliances.yaml:17:11: appliances.relay.rtpengine.sources.1.version: 10.5.3.4-1 is not version 10.5.3.5 of the "
+     "appliance"),
+    ("version: 10.5.3.5-1+deb12u1", "version: 10.5.3.51-1",
+     "appliances.yaml:17:11: appliances.relay.rtpengine.sources.1.version: 10.5.3.51-1 is not version 10.5.3.5 of the "
+     "appliance"),
+    ("description: a relay", "description: a relay\n    description: another",
+     "appliances.yaml:4:5: appliances.relay.description: the key is there twice"),
+    ("description: a relay", "description: [a relay", "appliances.yaml:4:"),
+    ("  relay:", "  Relay!:", "appliances.yaml:1:1: appliances: 'Relay!' "),
+    ("  relay:", "  17:", "appliances.yaml:2:3: appliances: a key is not text"),
+    ("description: a relay", "description: a relay\n    1: one",
+     "appliances.yaml:4:5: appliances.relay: a key is not text"),
+])
+def test_a_mistake_is_named_with_its_place(tmp_path, old, new, complaint):
+    assert old in GOOD
+    lines = _complaints(tmp_path, GOOD.replace(old, new, 1))
+    assert lines[0].startswith(complaint), lines
+    assert len(lines) == 1
+
+
+def test_all_mistakes_are_named_in_their_order(tmp_path):
+    text = GOOD.replace("release: bookworm", "release: sarge").replace("calls: 100", "calls: 0")
+    assert [line.split(":")[1] for line in _complaints(tmp_path, text)] == ["4", "19"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "appliances:", "appliances: {}", "- appliances", "appliances: 3", "\x00",
+                                  "a: &a [*a]", "appliances: !!python/object:os.system {}", b"\xff\xfe\xfa", "%", "\t"])
+def test_what_is_no_description_at_all(tmp_path, text):
+    assert all("appliances.yaml" in line for line in _complaints(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DescriptionError, match="No such file"):
+        load(tmp_path / "appliances.yaml")
+
+
+def test_parts_that_are_shared_by_yaml_means(tmp_path):
+    text = GOOD.replace("  relay:", "  relay: &relay") + "  second:\n    <<: *relay\n    description: another\n"
+    loaded = _load(tmp_path, text)
+    assert loaded["second"].description == "another" and loaded["second"].rtpengine == loaded["relay"].rtpengine
+
+
+values = st.recursive(st.none() | st.booleans() | st.integers(-9, 70000) | st.text(max_size=8) | st.floats(),
+                      lambda inner: st.lists(inner, max_size=3)
+                      | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+                      max_leaves=6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_no_change_of_a_description_ends_in_anything_but_an_error_of_ours(tmp_path, data):
+    document = yaml.safe_load(GOOD)
+    node = document
+    while True:
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(node[key], dict | list) or not node[key] or data.draw(st.booleans()):
+            break
+        node = node[key]
+    action = data.draw(st.sampled_from(["replace", "delete", "add"]))
+    if action == "delete":
+        del node[key]
+    elif action == "add" and isinstance(node, dict):
+        node[data.draw(st.text(max_size=5) | st.integers(0, 9) | st.none())] = data.draw(values)
+    else:
+        node[key] = data.draw(values)
+    try:
+        _load(tmp_path, yaml.safe_dump(document))
+    except DescriptionError as error:
+        assert "appliances.yaml:" in error.message
