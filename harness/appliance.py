@@ -110,12 +110,13 @@ def schema() -> dict[str, Any]:
 @cache
 def _validator() -> Any:
     """JSON Schema's validator, but 2.0 is no integer, and neither infinity nor NaN is a number."""
-    draft = jsonschema.Draft202012Validator
+    draft: Any = jsonschema.Draft202012Validator
+    extend: Any = jsonschema.validators.extend
     types = draft.TYPE_CHECKER.redefine_many({
         "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
         "number": lambda _, value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
     })
-    return jsonschema.validators.extend(draft, type_checker=types)
+    return extend(draft, type_checker=types)
 
 
 def load(file: Path) -> dict[str, Appliance]:

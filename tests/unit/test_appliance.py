@@ -81,9 +81,9 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
     ("memory: 2048", "memory: 2048.0",
      "appliances.yaml:6:14: appliances.relay.server.memory: 2048.0 is not of type 'integer'"),
     ("headroom: 1.5", "headroom: .nan",
-     "appliances.yaml:19:28: appliances.relay.conntrack.headroom: nan is not of type 'number'"),
+     "appliances.yaml:19:29: appliances.relay.conntrack.headroom: nan is not of type 'number'"),
     ("headroom: 1.5", "headroom: 0.5",
-     "appliances.yaml:19:28: appliances.relay.conntrack.headroom: 0.5 is less than the minimum of 1"),
+     "appliances.yaml:19:29: appliances.relay.conntrack.headroom: 0.5 is less than the minimum of 1"),
     ("tag: mr10.5.3.5", "tag: mr10.5.3.5\n          branch: main",
      "appliances.yaml:14:11: appliances.relay.rtpengine.sources.0.branch: unknown key; known: commit, kind, tag, url, "
      "version"),
