@@ -16,6 +16,8 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import HostError
 
+PATIENCE = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # not in the child: loading after a fork can deadlock
 
@@ -163,12 +165,12 @@ def _spawn(args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | 
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the process group that `process` leads: SIGTERM, then SIGKILL after 5 s."""
+    """End what is left of the process group that `process` leads: SIGTERM, then SIGKILL after PATIENCE."""
     if process.poll() is None:
-        for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(process.pid, number)
-                process.wait(timeout=patience)
+                process.wait(timeout=PATIENCE)
                 break
             except ProcessLookupError:
                 break

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness import process
 from harness.deadline import Deadline
 from harness.process import CommandFailed, CommandMissing, CommandTimedOut, run, run_logged
 from harness.resources import processes_with
@@ -72,7 +73,8 @@ def test_children_that_outlive_their_command_are_ended(tmp_path):
     assert _gone(token)
 
 
-def test_a_command_that_ignores_sigterm_is_killed(tmp_path):
+def test_a_command_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "PATIENCE", 0.3)
     log = tmp_path / "log"
     with pytest.raises(CommandTimedOut):
         run_logged(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done"], log, deadline=Deadline(0.5))
