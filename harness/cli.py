@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from invoke.config import Config
 from invoke.exceptions import CollectionNotFound, Exit, ParseError
 from invoke.program import Program
 
@@ -15,6 +16,13 @@ def described(error: DialtoneError) -> str:
     """An error for the terminal: message, excerpt, hint, and the exit code with whose fault it is."""
     subject = "the command line or the description" if error.fault is Fault.DESCRIPTION else f"the {error.fault}"
     return f"{error}\nexit {int(error.exit_code)}: {subject}"
+
+
+class _OwnSettingsOnly(Config):
+    """Settings are dialtone.toml's; Invoke's own files (/etc/invoke.yaml, ~/.invoke.yaml) play no part."""
+
+    def load_base_conf_files(self) -> None:
+        return
 
 
 class Dialtone(Program):
@@ -60,7 +68,8 @@ class _mistakes:
 
 def main() -> None:
     """Entry point of the launcher."""
-    Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__).run()
+    Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__,
+             config_class=_OwnSettingsOnly).run()
 
 
 if __name__ == "__main__":
