@@ -6,6 +6,7 @@ assert. What is not the image's fault (the connection, the cloud, this host) mak
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -97,6 +98,8 @@ _ENTRY = pytest.StashKey[dict[str, Any]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--appliance-context", type=Path, help="what is to be checked; written by harness.checks")
+    parser.addoption("--host-backend", choices=["shell", "ssh"], default="shell",
+                     help="how `host` runs commands: our one root shell, or testinfra's ssh backend to compare with")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -114,13 +117,40 @@ def session(pytestconfig: pytest.Config) -> Session:
 
 
 @pytest.fixture(scope="session")
-def host(session: Session) -> Iterator[Host]:
+def host(session: Session, pytestconfig: pytest.Config) -> Iterator[Host]:
     """The server as root, by testinfra's modules and `host.run(command)`."""
+    if pytestconfig.getoption("--host-backend") == "ssh":
+        yield Host.get_host(f"ssh://{session.server.name}", ssh_config=str(session.config), sudo=True)
+        return
     shell = Shell(session.config, session.server.name)
     reached = Host(ShellBackend(shell))
     reached.backend.set_host(reached)
     yield reached
     shell.close()
+
+
+@pytest.fixture(scope="session")
+def find(host: Host) -> Callable[..., list[str]]:
+    """find(*patterns): paths on the server that match one of the glob(7) patterns."""
+    if isinstance(host.backend, ShellBackend):
+        return host.backend.shell.find
+    return lambda *patterns: host.run(f"ls -d {' '.join(patterns)} 2>/dev/null").stdout.split()
+
+
+@pytest.fixture(scope="session")
+def read(host: Host) -> Callable[..., dict[str, str]]:
+    """read(*patterns): what the files that match hold, by path. Starts no process on the server."""
+    def by_shell(*patterns: str) -> dict[str, str]:
+        return {path: text.decode(errors="replace") for path, text in host.backend.shell.read(*patterns).items()}
+
+    def by_command(*patterns: str) -> dict[str, str]:
+        printed = host.run(f"for f in {' '.join(patterns)}; do [ -f $f ] || continue; "
+                           "printf '%s\\0' $f; base64 -w 0 <$f; printf '\\0'; done").stdout
+        fields = printed.split("\0")[:-1]
+        return {path: base64.b64decode(text).decode(errors="replace")
+                for path, text in zip(fields[::2], fields[1::2], strict=True)}
+
+    return by_shell if isinstance(host.backend, ShellBackend) else by_command
 
 
 @pytest.fixture(scope="session")

@@ -20,23 +20,29 @@ LEAST_GROWN = 0.88
 
 
 @pytest.fixture(scope="module")
-def result(host):
-    """/run/cloud-init/result.json"""
-    return json.loads(host.check_output("cat /run/cloud-init/result.json"))["v1"]
+def state(read):
+    """What cloud-init leaves below /run/cloud-init, by file."""
+    files = read("/run/cloud-init/result.json", "/run/cloud-init/status.json", "/run/cloud-init/instance-data.json")
+    return {path.rsplit("/", 1)[1]: json.loads(text)["v1"] for path, text in files.items()}
 
 
-def test_cloud_init_done(host, result):
+@pytest.fixture(scope="module")
+def result(state):
+    return state["result.json"]
+
+
+def test_cloud_init_done(state, result):
     """cloud-init ended without errors"""
     expect(not result["errors"], "no errors in /run/cloud-init/result.json", "; ".join(result["errors"]))
-    stages = json.loads(host.check_output("cat /run/cloud-init/status.json"))["v1"]
+    stages = state["status.json"]
     unfinished = [name for name in STAGES if not stages.get(name, {}).get("finished")]
     expect(not unfinished, "stages finished: " + ", ".join(STAGES), "not finished: " + ", ".join(unfinished))
 
 
-def test_datasource_as_described(host, appliance, result, cloud_name):
+def test_datasource_as_described(read, appliance, result, cloud_name):
     """cloud-init asks the data sources of the description, in that order, and used the cloud's"""
-    configured = host.run("cat /etc/cloud/cloud.cfg /etc/cloud/cloud.cfg.d/*.cfg").stdout
-    lists = re.findall(r"^datasource_list:\s*\[(.*)\]", configured, re.MULTILINE)
+    configured = read("/etc/cloud/cloud.cfg", "/etc/cloud/cloud.cfg.d/*.cfg").values()
+    lists = re.findall(r"^datasource_list:\s*\[(.*)\]", "\n".join(configured), re.MULTILINE)
     order = [name.strip() for name in lists[-1].split(",") if name.strip() != "None"] if lists else []
     expect(order == list(appliance.datasources), "datasource_list: " + ", ".join(appliance.datasources),
            ", ".join(order) or "no datasource_list")
@@ -46,10 +52,11 @@ def test_datasource_as_described(host, appliance, result, cloud_name):
            f"data source {wanted or 'one of ' + ', '.join(appliance.datasources)}", result["datasource"])
 
 
-def test_key_injected(host, appliance, session):
+def test_key_injected(read, session):
     """the run's SSH key is the only one that lets anybody in"""
     own = session.config.with_name("ssh_key.pub").read_text(encoding="ascii").split()[1]
-    lines = host.run("cat /root/.ssh/authorized_keys /home/*/.ssh/authorized_keys 2>/dev/null").stdout.splitlines()
+    files = read("/root/.ssh/authorized_keys*", "/home/*/.ssh/authorized_keys*")
+    lines = [line for text in files.values() for line in text.splitlines()]
     # cloud-init puts a key for root behind a command that only says which user to take.
     usable = [line for line in lines if line.strip() and not line.startswith("#") and "no-port-forwarding" not in line]
     mine = [line for line in usable if own in line]
@@ -57,29 +64,32 @@ def test_key_injected(host, appliance, session):
     expect(len(usable) == 1, "no other key", f"{len(usable) - 1} more")
 
 
-def test_root_grown(host):
+def test_root_grown(host, read, find):
     """the root file system fills the disk"""
-    space = int(host.check_output("df --block-size=1 --output=size / | tail -n 1"))
-    device = host.check_output("lsblk -no PKNAME $(findmnt -no SOURCE /)")
-    disk = 512 * int(host.check_output("cat /sys/class/block/%s/size", device))
+    size, device = host.check_output("findmnt --bytes --noheadings --output SIZE,SOURCE /").split()
+    partition = device.removeprefix("/dev/")
+    sectors = next(iter(read(f"/sys/block/*/{partition}/../size").values()))
+    space, disk = int(size), 512 * int(sectors)
     expect(space >= LEAST_GROWN * disk, f"at least {LEAST_GROWN:.0%} of the disk's {disk / 1e9:.2f} GB",
            f"{space / 1e9:.2f} GB, {space / disk:.0%}")
 
 
-def test_host_name_set(host):
+def test_host_name_set(read, state):
     """the host name is the one that was asked for"""
-    asked = re.search(r"^(?:hostname|fqdn):\s*(\S+)",
-                      host.run("cat /var/lib/cloud/instance/user-data.txt").stdout, re.MULTILINE)
-    metadata = json.loads(host.check_output("cat /run/cloud-init/instance-data.json"))["v1"]["local_hostname"]
-    wanted = (asked[1] if asked else metadata).split(".")[0]
-    seen = host.check_output("hostname")
+    live, file, user_data = "/proc/sys/kernel/hostname", "/etc/hostname", "/var/lib/cloud/instance/user-data.txt"
+    texts = read(live, file, user_data)
+    asked = re.search(r"^(?:hostname|fqdn):\s*(\S+)", texts.get(user_data, ""), re.MULTILINE)
+    wanted = (asked[1] if asked else state["instance-data.json"]["local_hostname"]).split(".")[0]
+    seen = texts[live].strip()
     expect(seen == wanted, wanted, seen)
-    static = host.check_output("cat /etc/hostname").split(".")[0]
+    static = texts.get(file, "").strip().split(".")[0]
     expect(static == wanted, f"{wanted} in /etc/hostname, for the next boot", static)
 
 
-def test_cloud_init_warnings(host):
+def test_cloud_init_warnings(read):
     """cloud-init warned of nothing"""
-    lines = host.run("grep -hE ' - [a-z_.A-Z]+\\[(WARNING|ERROR|CRITICAL)\\]|Traceback' /var/log/cloud-init.log")
-    strange = [line for line in lines.stdout.splitlines() if not any(re.search(p, line) for p in ALLOWED)]
+    log = read("/var/log/cloud-init.log").get("/var/log/cloud-init.log")
+    expect(log is not None, "/var/log/cloud-init.log", "it is not there")
+    bad = [line for line in log.splitlines() if re.search(r"\[(WARNING|ERROR|CRITICAL)\]|Traceback", line)]
+    strange = [line for line in bad if not any(re.search(pattern, line) for pattern in ALLOWED)]
     expect(not strange, "no warnings in /var/log/cloud-init.log", "; ".join(strange[:3]))

@@ -7,21 +7,21 @@ import pytest
 from harness.conntrack import parse_entries, parse_proc_statistics, table_full
 from harness.plugin import expect
 
-PROC = "/proc/sys/net/netfilter"
-
+STATISTICS = "/proc/net/stat/nf_conntrack"
 
 @pytest.fixture(scope="module")
-def live(host, plan):
+def live(read, plan):
     """The values in force, by full name."""
-    found = re.findall(rf"^{PROC}/(\w+):(.*)$", host.run(f"grep -s . {PROC}/nf_conntrack_*").stdout, re.MULTILINE)
-    return {f"net.netfilter.{name}": value for name, value in found}
+    return {f"net.netfilter.{path.rsplit('/', 1)[1]}": value.strip() for path, value
+            in read("/proc/sys/net/netfilter/nf_conntrack_*").items()}
 
 
-def test_conntrack_loaded_at_boot(host, plan):
+def test_conntrack_loaded_at_boot(read, find, plan):
     """connection tracking is loaded at boot, before the sysctls are set"""
-    named = host.run("grep -lrx nf_conntrack /etc/modules-load.d /usr/lib/modules-load.d").stdout.split()
-    loaded = host.file("/sys/module/nf_conntrack").exists
-    expect(bool(named) and loaded, "nf_conntrack loaded by a file below /etc/modules-load.d",
+    named = [path for path, text in read("/etc/modules-load.d/*.conf", "/usr/lib/modules-load.d/*.conf").items()
+             if "nf_conntrack" in text.split()]
+    loaded = find("/sys/module/nf_conntrack")
+    expect(bool(named and loaded), "nf_conntrack loaded by a file below /etc/modules-load.d",
            "loaded, but no file names it" if loaded else "not loaded",
            "" if loaded else "keys of net.netfilter are passed over while the module is not there")
 
@@ -35,13 +35,15 @@ def test_conntrack_size(live, plan, key):
 
 
 @pytest.mark.after("test_conntrack_loaded_at_boot")
-def test_conntrack_hashsize(host, plan):
+def test_conntrack_hashsize(read, plan):
     """the module was given the planned number of buckets"""
-    seen = host.run("cat /sys/module/nf_conntrack/parameters/hashsize").stdout.strip()
-    expect(seen == str(plan.buckets), f"hashsize {plan.buckets}", seen)
-    given = host.run("modprobe --showconfig | grep -x 'options nf_conntrack .*'").stdout.strip()
-    expect(f"hashsize={plan.buckets}" in given, f"options nf_conntrack hashsize={plan.buckets} below /etc/modprobe.d",
-           given or "no options")
+    given = [line for text in read("/etc/modprobe.d/*.conf").values() for line in text.splitlines()
+             if line.startswith("options nf_conntrack ")]
+    wanted = f"options nf_conntrack hashsize={plan.buckets}"
+    expect(given == [wanted], f"{wanted} below /etc/modprobe.d", "; ".join(given) or "no options")
+    parameter = "/sys/module/nf_conntrack/parameters/hashsize"
+    seen = read(parameter).get(parameter, "").strip()
+    expect(seen == str(plan.buckets), f"hashsize {plan.buckets} in force", seen)
 
 
 @pytest.mark.after("test_conntrack_loaded_at_boot")
@@ -81,10 +83,10 @@ def test_conntrack_entries_readable(host, plan):
 
 
 @pytest.mark.after("test_conntrack_loaded_at_boot")
-def test_conntrack_never_full(host, plan):
+def test_conntrack_never_full(read, kernel_log, plan):
     """no packet was dropped because the table was full"""
-    counters = parse_proc_statistics(host.check_output("cat /proc/net/stat/nf_conntrack"))
+    counters = parse_proc_statistics(read(STATISTICS)[STATISTICS])
     expect(counters["drop"] == 0 and counters["early_drop"] == 0, "0 drops and 0 early drops",
            f"{counters['drop']} drops and {counters['early_drop']} early drops")
-    full = table_full(host.check_output("dmesg"))
+    full = table_full("\n".join(kernel_log))
     expect(not full, 'no "table full" in the kernel log', f"{len(full)} lines")

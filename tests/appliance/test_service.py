@@ -9,16 +9,16 @@ from harness.plugin import expect
 UNIT = "rtpengine.service"
 
 
-def test_service_enabled(host, rtpengine):
+def test_service_enabled(units, rtpengine):
     """the service starts at boot"""
-    state = host.run("systemctl is-enabled %s", UNIT).stdout.strip()
+    state = units[UNIT]["UnitFileState"]
     expect(state == "enabled", f"{UNIT} enabled", state or "no such unit")
 
 
 @pytest.mark.after("test_service_enabled", "test_module_loaded")
-def test_service_active(host, unit, rtpengine):
+def test_service_active(host, units, rtpengine):
     """the service is active and was never restarted"""
-    now = unit(UNIT, "ActiveState", "SubState", "NRestarts", "Result")
+    now = units[UNIT]
     state = f"{now['ActiveState']} ({now['SubState']}), {now['NRestarts']} restarts, result {now['Result']}"
     expect(now["ActiveState"] == "active" and now["NRestarts"] == "0", f"{UNIT} active, 0 restarts", state,
            lambda: host.run("journalctl -b -u %s -o cat -n 5", UNIT).stdout.strip())
@@ -37,11 +37,11 @@ def test_option_in_force(daemon, rtpengine, name, field):
 
 
 @pytest.mark.after("test_service_active")
-def test_pidfile(host, daemon):
+def test_pidfile(read, daemon):
     """the pid file names the daemon"""
     file = daemon.option("pidfile")
     expect(file != "", "an option pidfile", "none")
-    written = host.run("cat %s", file).stdout.strip()
+    written = read(file).get(file, "").strip()
     expect(written == str(daemon.pid), f"{daemon.pid} in {file}", written)
 
 
@@ -67,10 +67,10 @@ def test_interfaces_of_server(host, daemon, server):
     expect(not strange, "only addresses that the server has", ", ".join(strange))
 
 
-def test_redis_as_described(host, unit, rtpengine):
+def test_redis_as_described(find, units, rtpengine):
     """Redis is installed, and runs only where the description asks for it"""
-    expect(host.exists("redis-server"), "redis-server installed", "it is not there")
-    now = unit("redis-server.service", "ActiveState", "UnitFileState")
+    expect(bool(find("/usr/bin/redis-server")), "redis-server installed", "it is not there")
+    now = {name: units["redis-server.service"][name] for name in ("ActiveState", "UnitFileState")}
     wanted = {"ActiveState": "active", "UnitFileState": "enabled"} if rtpengine.redis else \
         {"ActiveState": "inactive", "UnitFileState": "disabled"}
     expect(now == wanted, f"redis-server.service {' and '.join(wanted.values())}", " and ".join(now.values()))

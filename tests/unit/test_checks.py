@@ -1,0 +1,179 @@
+"""Runs of pytest on checks that need no server."""
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from harness import appliance as appliances_file
+from harness import checks
+from harness.cloud import Route, RouteKind, Server
+from harness.deadline import Deadline
+from harness.errors import DescriptionError
+from harness.run import Run
+
+DESCRIPTION = """\
+appliances:
+  relay: {description: a relay, release: bookworm, elements: [voip-appliance], checks: [checks]}
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / "appliances.yaml").write_text(DESCRIPTION)
+    (tmp_path / "checks").mkdir()
+    return Run.create(tmp_path / "runs", "relay", "local")
+
+
+def check(run: Run, source: str, *selection: str, seconds: float = 60) -> list[checks.CheckResult]:
+    base = run.directory.parent.parent
+    (base / "checks" / "test_it.py").write_text(
+        '"""Group of checks."""\nimport pytest\nfrom harness.plugin import expect\n' + textwrap.dedent(source))
+    described = appliances_file.load(base / "appliances.yaml")["relay"]
+    server = Server("server1", "id", "debian", "192.0.2.1", "", (Route(RouteKind.FLOATING_IP, "192.0.2.1"),),
+                    base / "console.log")
+    return checks.run_checks(run, server, described, "first boot", lambda text: None, Deadline(seconds), selection)
+
+
+def test_every_outcome_is_told_with_its_reasons(run: Run) -> None:
+    (run.directory.parent.parent / "console.log").write_text("[ 1.0] eth0: link up\r\n[ 2.0] eth0: link down\r\n")
+    results = check(run, '''
+        def test_good(server, phase):
+            """it is good"""
+            assert (server.name, phase) == ("server1", "first boot")
+
+        def test_bad(console):
+            """it is bad"""
+            expect(False, "a link", "none", "it is down", lambda: console.lines("down"))
+
+        def test_plain():
+            assert 1 == 2
+
+        def test_not_here(relay):
+            """a relay answers"""
+
+        def test_broken():
+            {}["key"]
+        ''')
+    by_title = {r.title: r for r in results}
+    assert {t: r.outcome for t, r in by_title.items()} == {
+        "it is good": "passed", "it is bad": "failed", "test_plain": "failed", "a relay answers": "skipped",
+        "test_broken": "failed"}
+    bad = by_title["it is bad"]
+    assert (bad.expected, bad.seen, bad.because) == ("a link", "none", "it is down")
+    assert bad.console == ("[ 2.0] eth0: link down",)
+    assert (bad.group, bad.phase, bad.server, bad.id) == (
+        "Group of checks", "first boot", "server1", "checks/test_it.py::test_bad")
+    assert "1 == 2" in by_title["test_plain"].message
+    assert by_title["a relay answers"].reason == "the appliance has no relay"
+    assert "KeyError" in by_title["test_broken"].message
+
+
+def test_results_are_left_in_the_run(run: Run) -> None:
+    results = check(run, "def test_good():\n    pass\n")
+    lines = (run.directory / "checks-first-boot.jsonl").read_text().splitlines()
+    assert [json.loads(line)["outcome"] for line in lines] == ["passed"]
+    assert checks.read(run.directory / "checks-first-boot.jsonl") == results
+    assert 'failures="0"' in (run.directory / "junit-first-boot.xml").read_text()
+
+
+def test_what_is_not_the_images_fault_is_an_error(run: Run) -> None:
+    results = check(run, '''
+        from harness.access.shell import ConnectionLost
+        from harness.voip.ng import NgNoAnswer
+
+        def test_connection():
+            raise ConnectionLost("the connection is lost")
+
+        def test_relay():
+            raise NgNoAnswer("the relay did not answer")
+
+        @pytest.fixture
+        def broken():
+            raise RuntimeError("no")
+
+        def test_fixture(broken):
+            pass
+        ''')
+    assert [r.outcome for r in results] == ["error", "failed", "error"]
+    assert 'errors="2" failures="1"' in (run.directory / "junit-first-boot.xml").read_text()
+
+
+def test_a_connection_that_stays_lost_is_told_twice_and_not_for_every_check(run: Run) -> None:
+    results = check(run, '''
+        from harness.access.shell import ConnectionLost
+
+        @pytest.mark.parametrize("n", range(6))
+        def test_connection(n):
+            raise ConnectionLost("the connection is lost")
+        ''')
+    assert [r.outcome for r in results] == ["error", "error", "skipped", "skipped", "skipped", "skipped"]
+    assert results[-1].reason == "not looked at, because the connection to the server is lost"
+
+
+def test_one_defect_is_one_failure(run: Run) -> None:
+    results = check(run, '''
+        @pytest.mark.after("test_second")
+        def test_third():
+            """third"""
+            assert False
+
+        @pytest.mark.after("test_first")
+        def test_second():
+            """second"""
+            assert False
+
+        def test_first():
+            """first"""
+            assert False
+
+        def test_other():
+            """other"""
+        ''')
+    assert [(r.title, r.outcome) for r in results] == [
+        ("first", "failed"), ("second", "skipped"), ("third", "skipped"), ("other", "passed")]
+    assert results[2].reason == "not looked at, because another check failed: first"
+
+
+def test_a_check_whose_condition_is_not_selected_runs(run: Run) -> None:
+    source = '''
+        def test_first():
+            assert False
+
+        @pytest.mark.after("test_first")
+        def test_second():
+            pass
+        '''
+    assert [r.outcome for r in check(run, source, "-k", "second")] == ["passed"]
+
+
+def test_no_checks_is_a_mistake_and_never_green(run: Run) -> None:
+    with pytest.raises(DescriptionError, match="no check of relay is selected by: -k nothing"):
+        check(run, "def test_good():\n    pass\n", "-k", "nothing")
+    with pytest.raises(DescriptionError, match="has no checks"):
+        check(run, "")
+
+
+def test_a_place_that_is_not_there_is_a_mistake(run: Run) -> None:
+    base = run.directory.parent.parent
+    (base / "appliances.yaml").write_text(DESCRIPTION.replace("[checks]", "[chekcs]"))
+    with pytest.raises(DescriptionError, match=r"appliances.yaml:2.*chekcs is not there"):
+        check(run, "def test_good():\n    pass\n")
+
+
+@pytest.mark.parametrize("source, message", [
+    ("import no_such_module\n", "no_such_module"),
+    ("import os\ndef test_good():\n    pass\ndef test_crash():\n    os._exit(0)\n", "test_crash"),
+    ("import os\ndef test_crash():\n    os.abort()\n", "exit code -6"),
+    ("def test_good():\n    pass\n@pytest.mark.after('test_it')\ndef test_it():\n    pass\n", "wait for each other"),
+])
+def test_a_pytest_that_does_not_come_to_its_end_is_an_error(run: Run, source: str, message: str) -> None:
+    results = check(run, source)
+    assert results[-1].outcome == "error"
+    assert message in "".join(r.message for r in results)
+
+
+def test_checks_that_never_end_are_an_error_at_the_deadline(run: Run) -> None:
+    last = check(run, "import time\ndef test_long():\n    time.sleep(60)\n", seconds=2)[-1]
+    assert last.outcome == "error" and "within 2 s" in last.message
