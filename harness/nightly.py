@@ -11,7 +11,7 @@ from types import FrameType
 
 from harness.appliance import Appliance
 from harness.cloud import Cloud
-from harness.errors import CheckFailed, DialtoneError, Interrupted, from_os_error
+from harness.errors import CheckFailed, DialtoneError, HostError, Interrupted, from_os_error
 from harness.progress import Progress, duration
 from harness.report import write as write_report
 from harness.report.explain import text as explain
@@ -54,7 +54,7 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
             stages: Callable[[Work], None], *, keep: str, quiet: bool = False) -> int:
     """Do `stages` as one run; remove, report and settle whatever happens. Returns the exit code.
 
-    `keep` says when servers stay: never, failed, always. The first cause gives the exit code; all failures
+    `keep` says when servers stay: never, failed, always, or passed (when nothing failed). The first cause gives the exit code; all failures
     are in the report. A `quiet` run ends without a report (a single stage that only builds, say).
     """
     run = Run.create(settings.runs, appliance.name, cloud.name)
@@ -63,10 +63,11 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
     work = Work(settings, appliance, cloud, run, progress)
     begin = time.monotonic()
     first: DialtoneError | None = None
-    progress.line(f"{appliance.name} {appliance.rtpengine.version if appliance.rtpengine else ''} "
-                  f"on debian {appliance.release}, cloud {cloud.describe()}, run {run.id}")
+    mistake: Exception | None = None
     with stoppable():
         try:
+            progress.line(f"{appliance.name} {appliance.rtpengine.version if appliance.rtpengine else ''} "
+                          f"on debian {appliance.release}, cloud {cloud.describe()}, run {run.id}")
             stages(work)
         except KeyboardInterrupt:
             first = Interrupted("interrupted")
@@ -76,8 +77,11 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
         except OSError as error:
             first = from_os_error(error)
             first.stage = run.stages[-1].name if run.stages else None
-        kept = keep == "always" or (keep == "failed" and first is not None and not isinstance(first, Interrupted))
-        kept = kept and bool(cloud.servers(run))
+        except Exception as error:
+            mistake = error
+            first = HostError(f"a mistake in Dialtone itself: {type(error).__name__}: {error}")
+            first.stage = run.stages[-1].name if run.stages else None
+        kept = _keeps(keep, first) and bool(cloud.servers(run))
         with unstoppable(progress):
             if first and not run.facts.get("failures"):
                 work.fail(stage=first.stage or "", title=first.message, seen=first.excerpt or "",
@@ -93,10 +97,18 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
                 with progress.stage("report"):
                     progress.detail(os.path.relpath(write_report(run), settings.project))
             run.unlock()
+    if mistake:
+        raise mistake
     if first:
         progress.line(explain(run))
     progress.line(closing(first, time.monotonic() - begin))
     return int(first.exit_code) if first else 0
+
+
+def _keeps(keep: str, first: DialtoneError | None) -> bool:
+    if first is None:
+        return keep in {"always", "passed"}
+    return keep == "always" or (keep == "failed" and not isinstance(first, Interrupted))
 
 
 def closing(first: DialtoneError | None, seconds: float) -> str:

@@ -136,7 +136,8 @@ def test_the_first_cause_wins_over_a_removal_that_fails(settings: Settings, rela
 
 
 @pytest.mark.parametrize(("keep", "fails", "kept"), [
-    ("never", True, False), ("failed", True, True), ("failed", False, False), ("always", False, True)])
+    ("never", True, False), ("failed", True, True), ("failed", False, False), ("always", False, True),
+    ("always", True, True), ("passed", False, True), ("passed", True, False)])
 def test_keep(settings: Settings, relay: Appliance, keep: str, fails: bool, kept: bool) -> None:
     cloud = SmallCloud()
 
@@ -148,6 +149,19 @@ def test_keep(settings: Settings, relay: Appliance, keep: str, fails: bool, kept
     conduct(settings, relay, cloud, Progress(io.StringIO()), stages, keep=keep)
     assert (cloud.removed == []) is kept
     assert (Run.open(settings.runs / "latest").state is State.KEPT) is kept
+
+
+def test_all_is_removed_after_a_mistake_of_our_own(settings: Settings, relay: Appliance) -> None:
+    cloud = SmallCloud()
+
+    def stages(work: Work) -> None:
+        make(work, "a")
+        raise KeyError("nobody thought of this")
+
+    with pytest.raises(KeyError):
+        conduct(settings, relay, cloud, Progress(io.StringIO()), stages, keep="never")
+    assert cloud.removed == ["a"]
+    assert Run.open(settings.runs / "latest").state is State.DONE
 
 
 def test_a_full_disk_is_this_hosts_fault(settings: Settings, relay: Appliance) -> None:
