@@ -54,8 +54,8 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
             stages: Callable[[Work], None], *, keep: str, quiet: bool = False) -> int:
     """Do `stages` as one run; remove, report and settle whatever happens. Returns the exit code.
 
-    `keep` says when servers stay: never, failed, always, or passed (when nothing failed). The first cause gives the exit code; all failures
-    are in the report. A `quiet` run ends without a report (a single stage that only builds, say).
+    `keep` says when servers stay: never, failed, always, or passed (when nothing failed). The first cause gives the
+    exit code; all failures are in the report. A `quiet` run ends without a report (a single stage that only builds).
     """
     run = Run.create(settings.runs, appliance.name, cloud.name)
     run.keep = keep
