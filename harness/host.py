@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
-from harness.cloud import accelerator
+from harness.cloud import accelerator, qemu
 from harness.deadline import Deadline
 from harness.errors import ExitCode, HostError
 from harness.process import CommandFailed, Completed, run, run_logged
@@ -121,7 +121,7 @@ def report(settings: Settings, *, install: bool, out: TextIO) -> int:
     if install and lacking:
         install_packages(settings, lacking, lambda text: print(f"  {text}", file=out, flush=True))
     findings = check(settings, Purpose.RUN)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and _is_there(qemu.PROGRAM):
         findings.append(_acceleration(settings))
     for finding in findings:
         mark = {"passed": "", "note": "", "failed": "MISSING  "}[finding.outcome]
@@ -134,13 +134,16 @@ def report(settings: Settings, *, install: bool, out: TextIO) -> int:
 
 
 def check(settings: Settings, purpose: Purpose) -> list[HostFinding]:
-    """Everything that `purpose` needs of this machine, one finding each."""
+    """Everything that `purpose` needs of this machine, one finding each; what can't be tried yet is left out."""
     findings = [_packages(requirements(settings, purpose))]
     if purpose is Purpose.UNIT:
         return findings
+    whole = findings[0].outcome == "passed"
     findings += [_root(), _disk(settings.cache), _memory()]
     if os.geteuid() == 0:
-        findings += [_loop_devices(), _networks()]
+        findings.append(_loop_devices())
+        if whole:
+            findings.append(_networks())
     return findings
 
 

@@ -154,3 +154,12 @@ def test_a_kernel_without_what_networks_need_is_named(settings, monkeypatch):
     monkeypatch.setattr(host, "_NETWORK_PROBE", "ip link add probe0 type no-such-kind")
     finding = next(f for f in host.check(settings, Purpose.RUN) if f.title == "networks")
     assert finding.outcome == "failed" and "Unknown device type" in finding.seen
+
+
+def test_networks_are_tried_only_with_the_programs_for_it(settings, monkeypatch):
+    monkeypatch.setattr(host.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(host, "_networks", lambda: host.HostFinding("networks", "failed", "tried"))
+    monkeypatch.setattr(host, "_RUN", (Package("bash", ("sh",)),))
+    assert "networks" in {f.title for f in host.check(settings, Purpose.RUN)}
+    monkeypatch.setattr(host, "_RUN", (THING,))
+    assert "networks" not in {f.title for f in host.check(settings, Purpose.RUN)}
