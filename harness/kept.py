@@ -10,10 +10,13 @@ from harness import appliance as appliances_file
 from harness import reaper
 from harness.cloud.choose import choose
 from harness.errors import CheckFailed, DescriptionError, DialtoneError, ExitCode
-from harness.nightly import closing, stoppable, unstoppable
+from harness.nightly import stoppable, unstoppable
 from harness.progress import Progress
 from harness.report import write as write_report
+from harness.report.explain import closing
 from harness.report.explain import text as explain
+from harness.report.model import load
+from harness.report.verdict import judge
 from harness.run import Run, State, find_run
 from harness.settings import Settings
 from harness.stages import Work
@@ -56,7 +59,7 @@ def check_again(settings: Settings, run: Run, progress: Progress, *, selection: 
     write_report(run)
     if first:
         progress.line(explain(run))
-    progress.line(closing(first, run.stages[-1].seconds or 0))
+    progress.line(closing(judge(load(run, history=0)), run.stages[-1].seconds or 0))
     return int(first.exit_code) if first else 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,8 +11,9 @@ from types import FrameType
 from harness.appliance import Appliance
 from harness.cloud import Cloud
 from harness.errors import CheckFailed, DialtoneError, HostError, Interrupted, from_os_error
-from harness.progress import Progress, duration
+from harness.progress import Progress
 from harness.report import write as write_report
+from harness.report.explain import summary
 from harness.report.explain import text as explain
 from harness.run import Run
 from harness.settings import Settings
@@ -61,7 +61,6 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
     run.keep = keep
     run.facts["previous"] = progress.previous = previous_stages(settings, run)
     work = Work(settings, appliance, cloud, run, progress)
-    begin = time.monotonic()
     first: DialtoneError | None = None
     mistake: Exception | None = None
     with stoppable():
@@ -101,7 +100,7 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
         raise mistake
     if first:
         progress.line(explain(run))
-    progress.line(closing(first, time.monotonic() - begin))
+    progress.line(summary(run))
     return int(first.exit_code) if first else 0
 
 
@@ -109,15 +108,6 @@ def _keeps(keep: str, first: DialtoneError | None) -> bool:
     if first is None:
         return keep in {"always", "passed"}
     return keep == "always" or (keep == "failed" and not isinstance(first, Interrupted))
-
-
-def closing(first: DialtoneError | None, seconds: float) -> str:
-    """The last line: `passed in 2 min 37 s`, `failed in 3 min 02 s (exit 1: the image)`."""
-    if first is None:
-        return f"passed in {duration(seconds)}"
-    if isinstance(first, Interrupted):
-        return f"interrupted after {duration(seconds)} (exit {int(first.exit_code)})"
-    return f"failed in {duration(seconds)} (exit {int(first.exit_code)}: the {first.fault})"
 
 
 def nightly(work: Work, *, force: bool = False) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -79,8 +80,13 @@ class Work:
             facts["source"] = {"used": {k: v for k, v in image.source.items() if k != "skipped"},
                                "skipped": image.source.get("skipped", []), "notes": list(image.notes)}
             facts["build_log"] = str(image.log)
+            if image.manifest.exists():
+                shutil.copyfile(image.manifest, self.run.directory / "manifest.json")
+            if self.appliance.conntrack:
+                table = plan(self.appliance.conntrack, self.appliance.server.memory)
+                facts.setdefault("warnings", []).extend(table.warnings)
             say(f"{image.path.parent.name}, {size(image.size)}" + (", nothing changed" if image.from_cache else ""))
-        for note in image.notes:
+        for note in (*image.notes, *facts.get("warnings", [])):
             self.progress.line(f"    note: {note}")
         return image
 

@@ -16,7 +16,7 @@ from harness.appliance import Appliance
 from harness.cloud import Server, ServerSpec
 from harness.deadline import Deadline
 from harness.errors import BuildError, CloudError, HostError
-from harness.nightly import closing, conduct
+from harness.nightly import conduct
 from harness.progress import Progress
 from harness.resources import Remover, Resource
 from harness.run import Run, State
@@ -171,8 +171,3 @@ def test_a_full_disk_is_this_hosts_fault(settings: Settings, relay: Appliance) -
     out = io.StringIO()
     assert conduct(settings, relay, SmallCloud(), Progress(out), stages, keep="never") == 3
     assert "No space left on device: /x" in out.getvalue()
-
-
-def test_closing_lines() -> None:
-    assert closing(None, 157) == "passed in 2 min 37 s"
-    assert closing(HostError("x"), 5) == "failed in 5 s (exit 3: the host)"
