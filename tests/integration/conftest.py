@@ -1,0 +1,98 @@
+"""What integration tests share that boot the real thing: one image, built once, and servers of it.
+
+The image lies in the project's own cache, so that it is built only where an input changed; every test has its runs
+in a temporary directory. All of it is lazy: a test that asks for none of it pays nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import appliance as appliances_file
+from harness import host
+from harness.appliance import Appliance
+from harness.cloud.local import LocalCloud
+from harness.image import gpt
+from harness.image.build import Image
+from harness.settings import Settings
+from tests.conftest import PROJECT
+from tests.real_server import Booted, server_of, work_in
+
+APPLIANCE = "rtpengine"
+
+
+@pytest.fixture(scope="session")
+def real_settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The project's settings and cache, with a temporary directory of runs."""
+    return Settings.load(PROJECT, runs=os.fspath(tmp_path_factory.mktemp("real") / "runs"))
+
+
+@pytest.fixture(scope="session")
+def real_appliance(real_settings: Settings) -> Appliance:
+    return appliances_file.select(appliances_file.load(real_settings.appliances), APPLIANCE)
+
+
+@pytest.fixture(scope="session")
+def real_image(real_settings: Settings, real_appliance: Appliance) -> Image:
+    """The appliance's image as the project builds it now."""
+    host.prepare(real_settings, say=lambda text: None)
+    with work_in(real_settings, real_appliance) as work:
+        return work.build()
+
+
+@pytest.fixture(scope="session")
+def real_disk(real_image: Image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The image's disk as a raw file, to be copied."""
+    disk = tmp_path_factory.mktemp("disk") / "disk.raw"
+    subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-W", real_image.path, disk], check=True)
+    yield disk
+    disk.unlink()
+
+
+@pytest.fixture
+def altered(real_disk: Path, real_image: Image, tmp_path: Path) -> Iterator[Callable[[str], Image]]:
+    """altered(script): the image with what a script of bash changed in its root file system, its working directory.
+
+    The file system is mounted in a namespace that ends with the script, so that nothing stays mounted or attached.
+    """
+    disk = tmp_path / "altered.raw"
+    with real_disk.open("rb") as file:
+        partition = gpt.read(file).root
+    assert partition
+
+    def alter(script: str) -> Image:
+        subprocess.run(["cp", "--sparse=always", real_disk, disk], check=True)
+        point = tmp_path / "root"
+        point.mkdir(exist_ok=True)
+        options = f"loop,offset={partition.offset},sizelimit={partition.size}"
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-euc",
+             f'mount -o {options} "$1" "$2"; (cd "$2"; {script}); umount "$2"', "bash", disk, point],
+            capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
+        image = tmp_path / "altered.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", disk, image], check=True)
+        return replace(real_image, path=image)
+
+    yield alter
+    disk.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def booted(real_appliance: Appliance, tmp_path: Path) -> Callable[[Image], AbstractContextManager[Booted]]:
+    """booted(image): a server of the image that is ready, in a run of its own; removed at the end, nothing left."""
+    settings = Settings.load(PROJECT, runs=os.fspath(tmp_path / "runs"), cache=os.fspath(tmp_path / "cache"),
+                             accelerator=_accelerator())
+    return lambda image: server_of(settings, real_appliance, image)
+
+
+def _accelerator() -> str:
+    """What the project's cache remembers of this machine, to spare each test the probe."""
+    return LocalCloud(Settings.load(PROJECT)).accelerator.name

@@ -1,0 +1,202 @@
+"""One defect in the real image turns the right check red, and no other: before it boots, and on a server of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import pytest
+
+from harness.appliance import Appliance
+from harness.deadline import Deadline
+from harness.image.build import Image
+from harness.image.finding import expectation
+from harness.image.inspect import inspect
+from tests.real_server import Booted, name
+
+pytestmark = pytest.mark.root
+
+Alter = Callable[[str], Image]
+Boot = Callable[[Image], AbstractContextManager[Booted]]
+
+
+@dataclass(frozen=True)
+class Defect:
+    """`script` breaks the image's root file system; `look` and `check` are what then is red, before and after boot."""
+
+    name: str
+    script: str
+    look: str
+    check: str
+
+
+DEFECTS = [
+    Defect("module for another kernel",
+           "sed -i 's/vermagic=[0-9]/vermagic=9/' usr/lib/modules/*/extra/xt_RTPENGINE.ko",
+           "the relay's module is for that kernel", "test_module_fits_kernel"),
+    Defect("sysctls without their module", "rm etc/modules-load.d/conntrack.conf",
+           "nf_conntrack is loaded before its settings", "test_conntrack_loaded_at_boot"),
+    Defect("forwarding table -1", "sed -i 's/^table = 0$/table = -1/' etc/rtpengine/rtpengine.conf",
+           "rtpengine.conf as described", "test_daemon_holds_table"),
+    Defect("no rule for IPv6", "sed -i 's/for command in iptables ip6tables/for command in iptables/' "
+           "usr/libexec/rtpengine/kernel-forwarding", "", "test_rule_to_module[ip6tables]"),
+    Defect("host key in the image",
+           "ssh-keygen -q -t ed25519 -N '' -f etc/ssh/ssh_host_ed25519_key; touch -d '1 day ago' etc/ssh/ssh_host_*; "
+           "echo 'ssh_deletekeys: false' >etc/cloud/cloud.cfg.d/99-keep.cfg",
+           "no SSH host keys", "test_host_key_made_here"),
+    Defect("no rule for the log", "rm etc/rsyslog.d/30-rtpengine.conf",
+           "the relay logs to its own file", "test_log_written"),
+    Defect("unit disabled", "rm etc/systemd/system/multi-user.target.wants/rtpengine.service",
+           "units are enabled", "test_service_enabled"),
+    Defect("data sources in another order",
+           "sed -i 's/ConfigDrive, OpenStack, NoCloud/NoCloud, OpenStack, ConfigDrive/' "
+           "etc/cloud/cloud.cfg.d/*datasources.cfg",
+           "cloud-init data sources as described", "test_datasource_as_described"),
+]
+
+
+def looked(image: Image, appliance: Appliance) -> list[str]:
+    findings = inspect(image.path, expectation(appliance, image.kernel), lambda text: None, Deadline(300))
+    return [f"{f.title}: {f.seen}" for f in findings if f.outcome != "passed"]
+
+
+each_defect = pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.name)
+
+
+@each_defect
+def test_defect_before_it_boots(defect: Defect, altered: Alter, real_appliance: Appliance) -> None:
+    red = looked(altered(defect.script), real_appliance)
+    assert [line.split(":")[0] for line in red] == ([defect.look] if defect.look else []), red
+
+
+@pytest.mark.guest
+@each_defect
+def test_defect_on_a_server(defect: Defect, altered: Alter, booted: Boot) -> None:
+    with booted(altered(defect.script)) as server:
+        assert server.red() == [defect.check]
+
+
+@dataclass(frozen=True)
+class Control:
+    """`broken` turns the checks `red` red on a running server, `mended` takes it back."""
+
+    red: str
+    broken: str
+    mended: str
+
+
+FUNCTIONS = r"""
+cover() { # FILE SED-EXPRESSION: what is read from FILE goes through sed, until uncover
+    copy=$(mktemp /run/cover.XXXXXX)
+    cp --attributes-only --preserve=mode,ownership,timestamps "$1" "$copy"
+    sed -e "$2" "$1" >"$copy"
+    mount --bind "$copy" "$1"
+}
+uncover() { umount "$1"; }
+hide() { mv "$1" "$1.hidden"; }
+show() { mv "$1.hidden" "$1"; }
+conf=/etc/rtpengine/rtpengine.conf
+modules=/lib/modules/$(uname -r)
+extensions=/usr/lib/x86_64-linux-gnu/xtables
+filter=/proc/sys/net/netfilter
+disk=/sys/block/$(lsblk -no pkname "$(findmnt -no SOURCE /)")
+"""
+
+
+def covered(red: str, file: str, expression: str) -> Control:
+    return Control(red, f"cover {file} '{expression}'", f"uncover {file}")
+
+
+def hidden(red: str, file: str) -> Control:
+    return Control(red, f"hide {file}", f"show {file}")
+
+
+def added(red: str, file: str) -> Control:
+    return Control(red, f"touch {file}", f"rm {file}")
+
+
+AT_REST = [
+    hidden("test_module_in_extra", "$modules/modules.dep"),
+    Control("test_kernel_held", "apt-mark -q unhold linux-image-$(uname -r)",
+            "apt-mark -q hold linux-image-$(uname -r)"),
+    added("test_no_compiler", "/usr/bin/gcc"),
+    Control("test_daemon_version", "mount --bind /bin/true /usr/sbin/rtpengine", "umount /usr/sbin/rtpengine"),
+    hidden("test_iptables_extension", "$extensions/libxt_RTPENGINE.so"),
+    covered("test_option_in_force[log-level-log_level] test_option_in_force[no-fallback-no_fallback] "
+            "test_option_in_force[log-facility-log_facility] test_option_in_force[port-min-port_min] "
+            "test_option_in_force[port-max-port_max]", "$conf",
+            "s/^log-level = .*/log-level = 7/; s/^no-fallback = .*/no-fallback = false/; s/local1/local2/; "
+            "s/^port-m.*/&1/"),
+    covered("test_pidfile", "/run/rtpengine/rtpengine.pid", "s/.*/1/"),
+    hidden("test_redis_as_described", "/usr/bin/redis-server"),
+    hidden("test_log_rotated", "/etc/logrotate.d/rtpengine"),
+    Control("test_conntrack_size[max] test_conntrack_size[expect_max] test_conntrack_size[buckets] "
+            "test_conntrack_hashsize test_conntrack_settings test_conntrack_gone_keys",
+            """mkdir /run/filter; cp $filter/nf_conntrack_* /run/filter; cd /run/filter
+            for key in max expect_max buckets udp_timeout helper; do echo 7 >nf_conntrack_$key; done
+            mount --bind . $filter; cover /sys/module/nf_conntrack/parameters/hashsize s/.*/7/""",
+            "umount $filter; uncover /sys/module/nf_conntrack/parameters/hashsize"),
+    hidden("test_conntrack_entries_readable", "$extensions/libxt_conntrack.so"),
+    Control("test_conntrack_never_full test_kernel_log_clean",
+            "echo 'nf_conntrack: nf_conntrack: table full, dropping packet' >/dev/kmsg; echo 'BUG: x' >/dev/kmsg",
+            "dmesg --clear"),
+    Control("test_no_failed_units", "! systemd-run --quiet --wait --unit=broken false", "systemctl reset-failed"),
+    covered("test_machine_id", "/etc/machine-id", "s/.*/uninitialized/"),
+    covered("test_cloud_init_done", "/run/cloud-init/result.json", 's/"errors": \\[/&"no network"/'),
+    covered("test_key_injected", "/home/debian/.ssh/authorized_keys", "$a ssh-ed25519 AAAA somebody else"),
+    covered("test_root_grown", "$disk/size", "s/$/0/"),
+    Control("test_host_name_set", "name=$(hostname); echo $name >/run/name; hostname another",
+            "hostname $(cat /run/name)"),
+    covered("test_cloud_init_warnings", "/var/log/cloud-init.log", "$a 2026-01-01 00:00:00,000 - x.py[WARNING]: x"),
+    added("test_host_key_types", "/etc/ssh/ssh_host_rsa_key"),
+    covered("test_no_password_login", "/etc/shadow", "s/^debian:[^:]*/debian:$y$j9T$x/"),
+]
+"""Each by itself, and all at once, for none of them touches what another looks at."""
+
+IN_USE = Control(
+    "test_module_loaded test_module_control_files test_service_active test_control_port_listening "
+    "test_interfaces_of_server test_table_in_use_is_kept test_module_in_use_is_kept test_table_added_and_deleted "
+    "test_rule_to_module[iptables] test_rule_to_module[ip6tables] test_ng_ping test_ng_statistics test_ng_list "
+    "test_ng_refusal", r"""
+systemctl stop rtpengine
+rmmod xt_RTPENGINE
+cat >/run/liar <<'END'
+import socket
+answers = {b"ping": b"d6:result4:punge", b"statistics": b"d6:result2:ok10:statisticsd0:0:ee",
+           b"list": b"d5:callsl1:xe6:result2:oke", b"no-such-command": b"d6:result2:oke"}
+port = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+port.bind(("::", 2223))
+while True:
+    datagram, sender = port.recvfrom(65535)
+    answer = next(answer for command, answer in answers.items() if command in datagram)
+    port.sendto(datagram.split(b" ")[0] + b" " + answer, sender)
+END
+systemd-run --quiet --unit=liar python3 /run/liar
+""", "systemctl stop liar; modprobe xt_RTPENGINE; systemctl start rtpengine")
+"""The service is stopped and the module gone; a program answers on the control port that is no relay."""
+
+RULE_LEFT = Control("test_module_unloaded_and_loaded", "iptables -w -A INPUT -p udp -j RTPENGINE --id 5",
+                    "iptables -w -D INPUT -p udp -j RTPENGINE --id 5")
+
+
+@pytest.mark.guest
+def test_every_check_can_turn_red(altered: Alter, booted: Boot, real_appliance: Appliance) -> None:
+    """On one server: all green; whatever no seeded defect turns red is broken and mended; all green again."""
+    image = altered("true")
+    assert looked(image, real_appliance) == []
+    with booted(image) as server:
+        green = server.results()
+        assert [(r.id, r.message) for r in green if r.outcome != "passed"] == []
+        for controls in (AT_REST, [IN_USE], [RULE_LEFT]):
+            wanted = sorted(check for control in controls for check in control.red.split())
+            server.root(FUNCTIONS + "\n".join(control.broken for control in controls))
+            try:
+                red = server.red("-k", " or ".join(sorted({check.split("[")[0] for check in wanted})))
+            finally:
+                server.root(FUNCTIONS + "\n".join(control.mended for control in reversed(controls)))
+            assert red == wanted
+        assert server.red() == []
+    seen = {check for control in (*AT_REST, IN_USE, RULE_LEFT) for check in control.red.split()}
+    names = {name(result) for result in green}
+    assert names - seen - {defect.check for defect in DEFECTS} == set(), "checks that nothing here turns red"
