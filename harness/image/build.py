@@ -10,6 +10,7 @@ The mirror is asked again when the package lists are a day old, and with `force`
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 from harness.appliance import Appliance
 from harness.deadline import Deadline
-from harness.errors import BuildError
+from harness.errors import BuildError, InspectError
 from harness.image import base, builder, dib, loops, manifest, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
@@ -66,9 +67,10 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     state = _state(appliance, settings)
     state.refresh(deadline, older_than=0 if force else DAY)
     if not force:
-        kept = built(appliance, settings)
-        if kept:
-            return kept
+        with contextlib.suppress(InspectError):
+            kept = built(appliance, settings)
+            if kept:
+                return kept
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
     choice, artifact = _rtpengine(appliance, settings, run, say, deadline, state)
@@ -79,7 +81,10 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
 
 
 def built(appliance: Appliance, settings: Settings) -> Image | None:
-    """The image of the description as it is now, if it is in the cache and undamaged. Asks no mirror."""
+    """The image of the description as it is now, if it is in the cache. Asks no mirror.
+
+    Raises InspectError where its file is damaged.
+    """
     state = _state(appliance, settings)
     if not state.state():
         return None
@@ -202,7 +207,7 @@ def _compare_vermagic(described: manifest.Manifest, kernel: Kernel) -> None:
 
 
 def _kept(place: Path, state: AptState) -> Image | None:
-    """The image at `place`; None where there is none, its file is damaged, or a package of it has a newer version."""
+    """The image at `place`; None where there is none, or a package of it has a newer version. Raises InspectError."""
     try:
         facts = json.loads((place / "image.json").read_text())
         unchanged, packages, closure = (facts.pop(name) for name in ("stat", "packages", "closure"))
@@ -211,7 +216,10 @@ def _kept(place: Path, state: AptState) -> Image | None:
         whole = _stat(file) == unchanged or sha256(file) == found.sha256
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    if not whole or _closure(state, packages) != closure:
+    if not whole:
+        raise InspectError(f"{file} is damaged: it is not the file that was built",
+                           hint=f"./inv build --appliance {place.name.rsplit('-', 1)[0]} builds it again")
+    if _closure(state, packages) != closure:
         return None
     return replace(found, path=file, manifest=place / found.manifest, log=place / found.log, from_cache=True,
                    notes=tuple(found.notes))
