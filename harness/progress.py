@@ -10,20 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-
-def duration(seconds: float) -> str:
-    """`4 s`, `2 min 37 s`, `1 h 02 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(octets: int) -> str:
-    """Decimal megabytes, as `168 MB`."""
-    return f"{octets / 1e6:.0f} MB"
+from harness.units import seconds
 
 
 class Progress:
@@ -61,7 +48,7 @@ class Progress:
             self._draw()
         else:
             before = self.previous.get(name)
-            last = f" (last time {duration(before)})" if before else ""
+            last = f" (last time {seconds(before)})" if before else ""
             print(f"  {name:<9} ...{last}", file=self.out, flush=True)
         failed = True
         try:
@@ -77,7 +64,7 @@ class Progress:
                 if failed and "FAILED" not in detail:
                     detail = f"FAILED: {detail}"
                 text = f"{detail:<56}"
-                print(f"  {name:<9} {self._paint('31;1', text) if failed else text} {duration(spent):>10}",
+                print(f"  {name:<9} {self._paint('31;1', text) if failed else text} {seconds(spent):>10}",
                       file=self.out, flush=True)
             self._stage = ""
 
@@ -88,9 +75,9 @@ class Progress:
             self._draw()
 
     def _draw(self) -> None:
-        spent = duration(time.monotonic() - self._begin)
+        spent = seconds(time.monotonic() - self._begin)
         before = self.previous.get(self._stage)
-        last = f" of {duration(before)} last time" if before else ""
+        last = f" of {seconds(before)} last time" if before else ""
         width = os.get_terminal_size(self.out.fileno()).columns
         text = f"  {self._stage:<9} {self._detail}  {spent}{last}"
         self.out.write("\r\x1b[K" + text[: width - 1])

@@ -27,9 +27,10 @@ from harness.image import build as image_build
 from harness.image.build import Image
 from harness.image.finding import expectation
 from harness.image.inspect import inspect as look_into
-from harness.progress import Progress, size
+from harness.progress import Progress
 from harness.run import Run, State, write_whole
 from harness.settings import Settings
+from harness.units import many, octets
 
 FIRST_BOOT = "first boot"
 AFTER_REBOOT = "after reboot"
@@ -85,7 +86,7 @@ class Work:
             if self.appliance.conntrack:
                 table = plan(self.appliance.conntrack, self.appliance.server.memory)
                 facts.setdefault("warnings", []).extend(table.warnings)
-            say(f"{image.path.parent.name}, {size(image.size)}" + (", nothing changed" if image.from_cache else ""))
+            say(f"{image.path.parent.name}, {octets(image.size)}" + (", nothing changed" if image.from_cache else ""))
         for note in (*image.notes, *facts.get("warnings", [])):
             self.progress.line(f"    note: {note}")
         return image
@@ -219,4 +220,4 @@ def _counted(resources: Sequence[Any]) -> str:
     for resource in resources:
         noun = _NOUNS.get(resource.kind, resource.kind)
         counts[noun] = counts.get(noun, 0) + 1
-    return ", ".join(f"{n} {noun}{'' if n == 1 else 'es' if noun.endswith('s') else 's'}" for noun, n in counts.items())
+    return ", ".join(many(n, noun, "processes" if noun == "process" else None) for noun, n in counts.items())

@@ -11,8 +11,9 @@ from harness.report.history import Trend, trends
 from harness.report.markup import Markup, breakable, join, tag
 from harness.report.model import Check, Log, Report
 from harness.report.svg import marks, part, sparkline
-from harness.report.text import clip, many, octets, seconds, words
+from harness.report.text import clip, words
 from harness.report.verdict import Verdict, phases, tested
+from harness.units import many, octets, seconds
 
 TAIL = 40
 """Lines of a console that are shown without asking."""

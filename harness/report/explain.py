@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from harness.errors import ExitCode, Fault
 from harness.report.model import Failure, load
-from harness.report.text import clip, many, seconds
+from harness.report.text import clip
 from harness.report.verdict import Outcome, Verdict, blames_image, exit_phrase, fault_words, judge
 from harness.run import Run
+from harness.units import many, seconds
 
 FIELDS = ("expected", "seen", "because", "also", "console", "look", "again", "next")
 """The rows of an explanation in their order; a row is there only where something was found."""

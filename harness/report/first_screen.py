@@ -11,8 +11,9 @@ from harness.report.history import last_night, red_since
 from harness.report.markup import Markup, breakable, join, tag
 from harness.report.model import Failure, Report
 from harness.report.svg import bar, part
-from harness.report.text import clip, lines, many, octets, seconds, words
+from harness.report.text import clip, lines, words
 from harness.report.verdict import Verdict, blames_image, fault_words
+from harness.units import many, octets, seconds
 
 SIGNS = {"passed": "✓", "failed": "✕", "error": "!", "skipped": "–", "running": "…"}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from harness.report.model import Past, Report
-from harness.report.text import octets, seconds
+from harness.units import octets, seconds
 
 NOISE = 0.10
 """A change below this part of the usual value is as usual; on a shared machine times vary by more than that."""

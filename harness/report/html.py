@@ -12,8 +12,8 @@ from harness.report import details, first_screen
 from harness.report.explain import closing
 from harness.report.markup import Markup, tag
 from harness.report.model import Report
-from harness.report.text import seconds
 from harness.report.verdict import Outcome, Verdict
+from harness.units import seconds
 
 LARGEST = 2_000_000
 """Octets; mail gateways and phones take a page of this size."""

@@ -8,7 +8,8 @@ from enum import StrEnum
 
 from harness.errors import ExitCode, Fault
 from harness.report.model import Check, Failure, Report
-from harness.report.text import clip, many, words
+from harness.report.text import clip, words
+from harness.units import many
 
 
 class Outcome(StrEnum):

@@ -7,18 +7,7 @@ import re
 
 import pytest
 
-from harness.progress import Progress, duration, size
-
-
-@pytest.mark.parametrize(("seconds", "text"), [
-    (0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (157, "2 min 37 s"),
-    (3599.7, "1 h 00 min"), (3720, "1 h 02 min")])
-def test_durations_read_well(seconds, text):
-    assert duration(seconds) == text
-
-
-def test_sizes_are_decimal_megabytes():
-    assert size(168_400_000) == "168 MB"
+from harness.progress import Progress
 
 
 def test_without_a_terminal_a_stage_is_a_line_at_its_start_and_one_at_its_end():

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_samples import HOSTILE
 
-from harness.report.text import clean, clip, octets, scrub, seconds, words
+from harness.report.text import clean, clip, scrub, words
+from harness.units import octets, seconds
 
 
 @pytest.mark.parametrize(("raw", "shown"), [
