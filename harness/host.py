@@ -86,7 +86,7 @@ _RUN = (
 )
 _EGRESS = (Package("slirp4netns", ("slirp4netns",)),)
 _UNIT = (Package("git", ("git",)), Package("shellcheck", ("shellcheck",)))
-_TESTS = (Package("chromium", ("chromium",)),)
+_TESTS = (Package("chromium", ("chromium",)), Package("gnupg", ("gpg",)))
 
 
 def requirements(settings: Settings, purpose: Purpose) -> tuple[Package, ...]:
