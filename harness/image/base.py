@@ -86,8 +86,8 @@ def prepare(names: Sequence[str], elements: Sequence[Path], variables: Mapping[s
     Raises BuildError, HostError.
     """
     hooks = sorted((f for d in elements for f in d.glob("pre-install.d/*")), key=lambda f: f.name)
-    parts = [state.architecture, json.dumps(dict(variables), sort_keys=True) if hooks else "",
-             *state.closure(names), *(f"{f.name} {_text(f)}" for f in hooks)]
+    options = list(_hooks(hooks, variables))
+    parts = [state.architecture, *state.closure(names), *options, *(_text(f) for f in hooks)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     place = settings.cache / "base" / f"{state.release}-{key}"
     archive = f"debootstrap-debian-{state.release}-{state.architecture}.tar.gz"
@@ -96,7 +96,7 @@ def prepare(names: Sequence[str], elements: Sequence[Path], variables: Mapping[s
     with making(place, current, replace=True) as part:
         tar = part / "root.tar"
         try:
-            builder.debootstrap(tar, names, state, deadline, log, *_hooks(hooks, variables))
+            builder.debootstrap(tar, names, state, deadline, log, *options)
             _wrap(tar, part / archive)
         except OSError as error:
             raise BuildError(f"the base root can't be written: {error.strerror}", hint=f"the log: {log}") from error
@@ -110,9 +110,8 @@ def _hooks(scripts: Sequence[Path], variables: Mapping[str, str]) -> Iterator[st
     for script in scripts:
         yield (f'--essential-hook=cp {shlex.quote(os.fspath(script))} "$1/tmp/hook" && '
                f'chroot "$1" {environment} bash /tmp/hook && rm "$1/tmp/hook"')
-    yield "--skip=cleanup/apt/lists"
-    yield ('--customize-hook=rm -rf "$1/etc/apt/sources.list" "$1"/etc/apt/sources.list.d '
-           '"$1"/etc/apt/apt.conf.d/99mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap')
+    yield ('--customize-hook=rm -rf "$1/etc/apt/sources.list" "$1/etc/apt/sources.list.d" '
+           '"$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"')
 
 
 def _wrap(tar: Path, archive: Path) -> None:

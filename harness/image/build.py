@@ -31,7 +31,6 @@ from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import sha256
 from harness.image.compile import Artifact, compile_artifact
-from harness.image.contained import contained
 from harness.image.mirrors import apt_mirrors
 from harness.image.sources import SourceChoice, fetch_first, security_note
 from harness.process import CommandFailed, run_logged
@@ -152,7 +151,7 @@ def _disk_image_create(task: dib.Build, say: Callable[[str], None], deadline: De
     log = task.output.with_name("build.log")
     say("disk-image-create")
     try:
-        run_logged(contained(task.argv), log, deadline=deadline, env=task.environment, cwd=task.work,
+        run_logged(task.argv, log, deadline=deadline, env=task.environment, cwd=task.work,
                    on_line=lambda line: _phase(line, say))
     except CommandFailed as error:
         raise builder.failure("the image can't be built", error, log) from error
@@ -177,7 +176,7 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     output = task.output.parent
     file = output / IMAGE
     elements = {name: digest for name, digest in inputs.hashes.items() if name in inputs.elements}
-    extra = {"appliance": task.appliance.name, "rtpengine": _source(choice), "elements": elements,
+    extra = {"appliance": task.appliance.name, "source": _source(choice), "elements": elements,
              "diskimage_builder": dib.version(), "variables": dict(inputs.variables)}
     described = manifest.write(file, output / "manifest.json", extra, deadline)
     if described.kernel != inputs.kernel.release:

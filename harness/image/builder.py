@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from harness.deadline import Deadline
 from harness.errors import BuildError, Fault, HostError
 from harness.image.apt import AptState
 from harness.image.cached import making
-from harness.image.contained import contained
+from harness.image.contained import contained_with
 from harness.process import CommandFailed, run, run_logged
 from harness.run import Run
 from harness.settings import Settings
@@ -83,10 +84,14 @@ def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: 
             *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in ("doc", "man", "locale")),
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             *options, f"--include={','.join(packages)}", state.release, os.fspath(into), os.fspath(sources)]
+    temporary = log.with_name("mmdebstrap")
     try:
-        run_logged(contained(argv), log, deadline=deadline)
+        run_logged(contained_with(temporary, argv), log, deadline=deadline)
     except CommandFailed as error:
         raise failure(f"a system with {len(packages)} packages can't be made", error, log) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        sources.unlink()
 
 
 def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostError:
@@ -95,6 +100,10 @@ def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostErro
     excerpt = "\n".join(lines or error.output.splitlines()[-8:])
     if "No space left on device" in error.output:
         return HostError(f"{what}: the disk is full", excerpt=excerpt, hint=f"make room; the whole log: {log}")
+    unknown = re.search(r"Unable to locate package (\S+)|Package '(\S+)' has no installation candidate", error.output)
+    if unknown:
+        return BuildError(f"{what}: there is no package {unknown[1] or unknown[2]}", excerpt=excerpt,
+                          hint=f"an element's packages must be in its package-installs.yaml; the whole log: {log}")
     unreachable = re.search(r"Could not (resolve|connect)|Failed to fetch|Unable to connect|Temporary failure",
                             error.output)
     return BuildError(what, excerpt=excerpt, hint=f"the whole log: {log}",

@@ -4,10 +4,24 @@ processes are gone with them (unshare(1), namespaces(7))."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--")
+
+TMPFS_NEEDS = 4 << 30
+"""Octets of memory to be available before temporary files lie in it; a build takes about 1.5 GB."""
+
+# $1 is a directory for temporary files: in memory where $2 says so, gone with the namespaces.
+_TEMPORARY = """
+set -eu
+mkdir -p "$1"
+[ "$2" != tmpfs ] || mount -t tmpfs -o mode=1777 tmpfs "$1"
+export TMPDIR="$1"
+shift 2
+exec "$@"
+"""
 
 # The root is never written to: what a command needs to write lies on file systems of these namespaces.
 _ENTER = """
@@ -33,7 +47,19 @@ def contained(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     return [*UNSHARE, *(os.fspath(a) for a in argv)]
 
 
+def contained_with(temporary: Path, argv: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """`argv` in namespaces of its own with `temporary` as its TMPDIR, in memory where there is enough."""
+    kind = "tmpfs" if _memory() >= TMPFS_NEEDS else "disk"
+    return contained(["sh", "-c", _TEMPORARY, "temporary", temporary, kind, *argv])
+
+
 def contained_in(root: Path, argv: Sequence[str], **binds: Path) -> list[str]:
     """`argv` inside `root` (a directory with a system in it); every one of `binds` appears there as /mnt/<name>."""
     pairs = [word for name, path in binds.items() for word in (name, os.fspath(path))]
     return contained(["sh", "-c", _ENTER, "enter", os.fspath(root), *pairs, "--", *argv])
+
+
+def _memory() -> int:
+    """Octets of memory that are available (proc(5), meminfo)."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    return int(found[1]) * 1024 if found else 0

@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from harness.errors import DescriptionError
 from harness.image import loops
 from harness.image.builder import Kernel
 from harness.image.compile import Artifact
+from harness.image.contained import contained_with
 from harness.image.mirrors import AptMirrors
 
 STOCK_ELEMENTS = ("debian-minimal", "vm", "block-device-gpt")
@@ -138,6 +138,8 @@ class Build:
             "TMP_DIR": os.fspath(self.temporary), "DIB_NO_TMPFS": "1",
             "DIB_IMAGE_CACHE": os.fspath(self.base), "DIB_DEBIAN_USE_DEBOOTSTRAP_CACHE": "1",
             "DIB_APT_LOCAL_CACHE": "0", "DIB_LOCKFILES": os.fspath(self.work / "locks"),
+            # All packages are in the base root: apt is given no mirror to ask.
+            "DIB_APT_SOURCES_CONF": "base:# every package is in the base root",
             "DIB_DISTRIBUTION_MIRROR": self.mirrors.main, "DIB_DEBIAN_SECURITY_MIRROR": self.mirrors.security,
             "DIB_BLOCK_DEVICE_CONFIG": json.dumps(block_device(self.image_directory)),
         }
@@ -156,27 +158,21 @@ class Build:
 
     @property
     def argv(self) -> list[str]:
-        """To be run in namespaces of its own."""
-        temporary = "tmpfs" if _memory() >= TMPFS_NEEDS else ""
-        return ["sh", "-c", _PREPARE, "prepare", temporary, os.fspath(self.temporary), os.fspath(self.image_directory),
-                os.fspath(Path(sys.executable).parent / "disk-image-create"), "-n", "-a", self.appliance.architecture,
-                "-t", "qcow2", "--qemu-img-options", "compression_type=zstd", "-o", os.fspath(self.output),
-                *elements(self.appliance)]
+        return contained_with(self.temporary, [
+            "sh", "-c", _PREPARE, "prepare", self.image_directory,
+            Path(sys.executable).parent / "disk-image-create", "-n", "-a", self.appliance.architecture, "-t", "qcow2",
+            "--qemu-img-options", "compression_type=zstd", "-o", self.output, *elements(self.appliance)])
 
 
 _PASSED = {"http_proxy", "https_proxy", "ftp_proxy", "no_proxy"}
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-TMPFS_NEEDS = 4 << 30
-"""Octets of memory to be available before a build's temporary files lie in it; a build takes about 1.5 GB."""
-
-# Links in /dev/mapper and the temporary files are gone with the namespaces.
+# Links in /dev/mapper are gone with the namespaces.
 _PREPARE = """
 set -eu
-mkdir -p /dev/mapper "$2"
+mkdir -p /dev/mapper
 mount -t tmpfs tmpfs /dev/mapper
-[ -z "$1" ] || mount -t tmpfs -o mode=755 tmpfs "$2"
-mkdir "$3"
-shift 3
+mkdir "$1"
+shift
 exec "$@"
 """
 
@@ -190,13 +186,6 @@ def block_device(directory: Path) -> list[object]:
     # diskimage-builder looks for the name image0
     return [{"local_loop": {"name": "image0", "directory": os.fspath(directory)}},
             {"partitioning": {"base": "image0", "label": "gpt", "partitions": [boot, root]}}]
-
-
-def _memory() -> int:
-    """Octets of memory that are available (proc(5), meminfo)."""
-    text = Path("/proc/meminfo").read_text()
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.M)
-    return int(found[1]) * 1024 if found else 0
 
 
 def _words(file: Path) -> list[str]:
