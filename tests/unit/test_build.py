@@ -13,7 +13,7 @@ import pytest
 
 from harness import appliance as appliances
 from harness.appliance import Appliance
-from harness.errors import BuildError, DescriptionError, Fault, HostError
+from harness.errors import BuildError, DescriptionError, Fault, HostError, InspectError
 from harness.image import base, build, builder, compile, dib, loops
 from harness.image.apt import AptState
 from harness.image.builder import Kernel
@@ -132,7 +132,8 @@ def test_a_damaged_image_is_never_taken(relay: Appliance, settings: Settings, ke
         file.write(b"damage")
         file.truncate(size)
     os.utime(kept, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert build.built(relay, settings) is None
+    with pytest.raises(InspectError, match="is damaged"):
+        build.built(relay, settings)
 
 
 def test_a_newer_version_of_one_package_makes_another_image(
