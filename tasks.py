@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from invoke.tasks import task
 from harness import appliance as appliances_file
 from harness.appliance import Appliance
 from harness.errors import DescriptionError
+from harness.process import CommandMissing
 from harness.progress import Progress
 from harness.settings import Settings
 
@@ -109,6 +111,8 @@ def ssh(c: Context, run: str | None = None) -> None:
     """Log in to the running server; a command may follow after `--`."""
     chosen, server = _only_server(run)
     command = ["ssh", "-F", os.fspath(chosen.directory / "ssh_config"), server.name, *shlex.split(c.remainder)]
+    if shutil.which("ssh") is None:
+        raise CommandMissing("ssh")
     sys.stdout.flush()
     os.execvp("ssh", command)
 
