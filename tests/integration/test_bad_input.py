@@ -109,7 +109,7 @@ def test_a_package_is_missing_and_this_is_not_root(open_directory: Path) -> None
 
 
 @pytest.mark.root
-def test_a_program_is_missing_although_its_package_is_there(inv: Inv, tmp_path: Path) -> None:
+def test_a_program_is_missing_although_its_package_is_there(inv: Inv, real_image: Image, tmp_path: Path) -> None:
     lacking = Inv(tmp_path, {"PATH": without("genisoimage", tmp_path / "bin")})
     inv.refused(lacking("launch"), 3, "genisoimage")
 
