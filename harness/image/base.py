@@ -7,19 +7,17 @@ diskimage-builder finds its packages installed already, so that a changed elemen
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.deadline import Deadline
-from harness.errors import BuildError, DescriptionError
+from harness.errors import DescriptionError
 from harness.image import builder
 from harness.image.apt import AptState
 from harness.image.cached import making
@@ -86,8 +84,8 @@ def prepare(names: Sequence[str], elements: Sequence[Path], variables: Mapping[s
     Raises BuildError, HostError.
     """
     hooks = sorted((f for d in elements for f in d.glob("pre-install.d/*")), key=lambda f: f.name)
-    options = list(_hooks(hooks, variables))
-    parts = [state.architecture, *state.closure(names), *options, *(_text(f) for f in hooks)]
+    options = list(_hooks(hooks, {name: variables[name] for name in ("ARCH", "DIB_RELEASE")}))
+    parts = ["tar", state.architecture, *state.closure(names), *options, *(_text(f) for f in hooks)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     place = settings.cache / "base" / f"{state.release}-{key}"
     archive = f"debootstrap-debian-{state.release}-{state.architecture}.tar.gz"
@@ -95,12 +93,9 @@ def prepare(names: Sequence[str], elements: Sequence[Path], variables: Mapping[s
         return place
     with making(place, current, replace=True) as part:
         tar = part / "root.tar"
-        try:
-            builder.debootstrap(tar, names, state, deadline, log, *options)
-            _wrap(tar, part / archive)
-        except OSError as error:
-            raise BuildError(f"the base root can't be written: {error.strerror}", hint=f"the log: {log}") from error
-        tar.unlink()
+        builder.debootstrap(tar, names, state, deadline, log, *options)
+        # not compressed in spite of its name: see shims/gzip
+        tar.rename(part / archive)
     return place
 
 
@@ -112,12 +107,6 @@ def _hooks(scripts: Sequence[Path], variables: Mapping[str, str]) -> Iterator[st
                f'chroot "$1" {environment} bash /tmp/hook && rm "$1/tmp/hook"')
     yield ('--customize-hook=rm -rf "$1/etc/apt/sources.list" "$1/etc/apt/sources.list.d" '
            '"$1/etc/apt/apt.conf.d/99mmdebstrap" "$1/etc/dpkg/dpkg.cfg.d/99mmdebstrap"')
-
-
-def _wrap(tar: Path, archive: Path) -> None:
-    """gzip without compression: diskimage-builder reads the archive with `tar -xz`, and reads it often."""
-    with tar.open("rb") as source, gzip.GzipFile(archive, "wb", compresslevel=0, mtime=0) as out:
-        shutil.copyfileobj(source, out, 1 << 20)
 
 
 def _map(element: Path) -> Mapping[str, Any]:
