@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from invoke.config import Config
@@ -9,12 +10,14 @@ from invoke.exceptions import CollectionNotFound, Exit, ParseError
 from invoke.program import Program
 
 from harness import __version__
-from harness.errors import DialtoneError, ExitCode, Fault, from_os_error
+from harness.errors import DialtoneError, ExitCode, from_os_error
+from harness.report.verdict import EXIT_CODES
 
 
 def described(error: DialtoneError) -> str:
-    """An error for the terminal: message, excerpt, hint, and the exit code with whose fault it is."""
-    subject = "the command line or the description" if error.fault is Fault.DESCRIPTION else f"the {error.fault}"
+    """An error for the terminal: message, excerpt, hint, and the exit code with what it stands for."""
+    description = error.exit_code is ExitCode.DESCRIPTION
+    subject = "the command line or the description" if description else EXIT_CODES[error.exit_code]
     return f"{error}\nexit {int(error.exit_code)}: {subject}"
 
 
@@ -31,6 +34,9 @@ class Dialtone(Program):
     def parse_core(self, argv: list[str] | None) -> None:
         with _mistakes():
             super().parse_core(argv)
+        # Invoke joins what follows `--` with blanks: quoted here, shlex.split() gives the arguments back.
+        if "--" in self.argv:
+            self.core.remainder = shlex.join(self.argv[self.argv.index("--") + 1:])
 
     def parse_collection(self) -> None:
         with _mistakes():
@@ -38,7 +44,10 @@ class Dialtone(Program):
 
     def parse_tasks(self) -> None:
         with _mistakes():
-            super().parse_tasks()
+            try:
+                super().parse_tasks()
+            except ValueError as error:  # an option's value of the wrong type
+                raise ParseError(str(error)) from error
 
     def execute(self) -> None:
         try:
