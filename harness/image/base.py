@@ -20,7 +20,7 @@ from harness.deadline import Deadline
 from harness.errors import DescriptionError
 from harness.image import builder
 from harness.image.apt import AptState
-from harness.image.cached import making
+from harness.image.cached import making, used
 from harness.process import CommandFailed, run
 from harness.run import Run, write_whole
 from harness.settings import Settings
@@ -90,7 +90,7 @@ def prepare(names: Sequence[str], elements: Sequence[Path], variables: Mapping[s
     place = settings.cache / "base" / f"{state.release}-{key}"
     archive = f"debootstrap-debian-{state.release}-{state.architecture}.tar.gz"
     if (place / archive).exists():
-        return place
+        return used(place)
     with making(place, current, replace=True) as part:
         tar = part / "root.tar"
         builder.debootstrap(tar, names, state, deadline, log, *options)

@@ -29,7 +29,7 @@ from harness.errors import BuildError, InspectError
 from harness.image import base, builder, dib, loops, manifest, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
-from harness.image.cached import sha256
+from harness.image.cached import prune, sha256, used
 from harness.image.compile import Artifact, compile_artifact
 from harness.image.mirrors import apt_mirrors
 from harness.image.sources import SourceChoice, fetch_first, security_note
@@ -69,6 +69,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
         with contextlib.suppress(InspectError):
             kept = built(appliance, settings)
             if kept:
+                used(kept.path.parent)
                 return kept
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
@@ -76,7 +77,11 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     with _work(settings, run) as work:
         task = _task(appliance, settings, inputs, artifact, state, run, work, say, deadline)
         _disk_image_create(task, say, deadline)
-        return _keep(task, settings, choice, inputs, state, say, deadline)
+        image = _keep(task, settings, choice, inputs, state, say, deadline)
+    prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
+    for directory in ("base", "builder"):
+        prune(settings.cache / directory, prefix=f"{appliance.release}-", keep=3)
+    return image
 
 
 def built(appliance: Appliance, settings: Settings) -> Image | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault, HostError
 from harness.image.apt import AptState
-from harness.image.cached import making
+from harness.image.cached import making, used
 from harness.image.contained import contained_with
 from harness.process import CommandFailed, run, run_logged
 from harness.run import Run
@@ -67,7 +67,7 @@ def prepare(packages: Sequence[str], state: AptState, settings: Settings, curren
     key = hashlib.sha256("\n".join((state.architecture, *closure)).encode()).hexdigest()[:12]
     place = settings.cache / "builder" / f"{state.release}-{key}"
     if place.exists():
-        return place
+        return used(place)
     with making(place, current) as part:
         debootstrap(part, packages, state, deadline, log)
     return place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,26 @@ def making(place: Path, run: Run, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(part, ignore_errors=True)
         run.journal.gone(resource)
+
+
+def used(place: Path) -> Path:
+    """`place`, marked as used now: prune() goes by that."""
+    os.utime(place)
+    return place
+
+
+def prune(directory: Path, *, keep: int, prefix: str = "", idle: float = 24 * 3600.0) -> None:
+    """Remove what is whole in `directory` and begins with `prefix`, except the `keep` that were used last.
+
+    What was used within the last `idle` seconds stays: another run may be using it.
+    """
+    if not directory.is_dir():
+        return
+    whole = [p for p in directory.iterdir() if p.is_dir() and p.name.startswith(prefix) and ".part-" not in p.name]
+    newest = sorted(whole, key=lambda p: p.stat().st_mtime, reverse=True)
+    for place in newest[keep:]:
+        if time.time() - place.stat().st_mtime > idle:
+            shutil.rmtree(place)
 
 
 def sha256(file: Path) -> str:

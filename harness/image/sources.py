@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -276,6 +277,6 @@ def _apt_reason(error: CommandFailed | CommandTimedOut) -> str:
         return error.message
     refused = re.search(r"Failed to fetch \S*/(\S+)\s+(\d{3}\s+[A-Za-z ]+)", error.output)
     if refused:
-        return f"the mirror answers {re.sub(r' +', ' ', refused[2]).strip()} for {refused[1]}"
+        return f"the mirror answers {re.sub(r' +', ' ', refused[2]).strip()} for {urllib.parse.unquote(refused[1])}"
     return reason(error.output)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,29 +210,44 @@ build(appliance.load(settings.appliances)["rtpengine"], settings, run, lambda te
 """
 
 
-@pytest.mark.guest
-def test_a_killed_build_leaves_nothing_after_the_next_command(settings: Settings) -> None:
-    """SIGKILL while the image's partitions are mounted; the reaper is the next command."""
+def _end_midway(settings: Settings, number: signal.Signals) -> str:
+    """Start a build, end it while the image's partitions are mounted; the loop device it had."""
     command = [sys.executable, "-c", _BUILD, settings.project, settings.cache, settings.runs]
-    with subprocess.Popen(command, cwd=settings.project) as process:
+    with subprocess.Popen(command, cwd=settings.project, stderr=subprocess.DEVNULL) as process:
         try:
             device = _wait_for_loop(settings, process)
+            process.send_signal(number)
+            process.wait(60)
         finally:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+            process.kill()
     until = Deadline(10)
     while processes_with(str(settings.cache)) and not until.expired:
         time.sleep(0.1)
     assert processes_with(str(settings.cache)) == []
-    assert device in loops.attached()
+    return device
 
-    reaped = sweep(settings)
-    assert [r for r in reaped if r.outcome == "failed"] == []
+
+def _nothing_left(settings: Settings, device: str) -> None:
     assert device not in loops.attached()
     assert not list(Path("/dev").glob(f"{device}p*"))
     assert list(mounts_below(settings.cache)) == []
     assert list((settings.cache / "work").iterdir()) == []
     assert not list((settings.cache / "images").glob("*"))
+    assert [r.journal.outstanding() for r in Run.all(settings.runs)] == [[]]
+
+
+@pytest.mark.guest
+def test_an_interrupted_build_leaves_nothing(settings: Settings) -> None:
+    _nothing_left(settings, _end_midway(settings, signal.SIGINT))
+
+
+@pytest.mark.guest
+def test_a_killed_build_leaves_nothing_after_the_next_command(settings: Settings) -> None:
+    """The reaper is the next command."""
+    device = _end_midway(settings, signal.SIGKILL)
+    assert device in loops.attached()
+    assert [r for r in sweep(settings) if r.outcome == "failed"] == []
+    _nothing_left(settings, device)
 
 
 def _wait_for_loop(settings: Settings, process: subprocess.Popen[bytes]) -> str:

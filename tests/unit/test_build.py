@@ -14,7 +14,7 @@ import pytest
 from harness import appliance as appliances
 from harness.appliance import Appliance
 from harness.errors import BuildError, DescriptionError, Fault, HostError, InspectError
-from harness.image import base, build, builder, compile, dib, loops
+from harness.image import base, build, builder, cached, compile, dib, loops
 from harness.image.apt import AptState
 from harness.image.builder import Kernel
 from harness.image.mirrors import AptMirrors
@@ -246,3 +246,14 @@ def test_a_build_is_alive_while_its_lock_is_held(tmp_path: Path) -> None:
     with loops.lock(tmp_path):
         assert loops.alive(tmp_path)
     assert not loops.alive(tmp_path)
+
+
+def test_only_what_is_old_and_beyond_the_newest_is_pruned(tmp_path: Path) -> None:
+    for age, name in enumerate(["a-new", "a-old", "a-older", "b-oldest", "a-oldest.part-run"]):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (1_000_000 - age, 1_000_000 - age))
+    (tmp_path / "a-fresh").mkdir()
+    cached.prune(tmp_path, keep=2, prefix="a-")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-fresh", "a-new", "a-oldest.part-run", "b-oldest"]
+    cached.prune(tmp_path, keep=0, prefix="a-")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a-fresh", "a-oldest.part-run", "b-oldest"]
