@@ -11,11 +11,12 @@ from invoke.program import Program
 
 from harness import __version__
 from harness.errors import DialtoneError, ExitCode, from_os_error
-from harness.report.verdict import EXIT_CODES
 
 
 def described(error: DialtoneError) -> str:
     """An error for the terminal: message, excerpt, hint, and the exit code with what it stands for."""
+    from harness.report.verdict import EXIT_CODES  # here: the report is much to load for `./inv --list`
+
     description = error.exit_code is ExitCode.DESCRIPTION
     subject = "the command line or the description" if description else EXIT_CODES[error.exit_code]
     return f"{error}\nexit {int(error.exit_code)}: {subject}"
