@@ -9,9 +9,9 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import lacking
 
 from harness import conntrack
+from tests.conftest import lacking
 
 pytestmark = pytest.mark.root
 

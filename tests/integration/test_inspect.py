@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small_image
-from small_image import KERNEL
 
 from harness.deadline import Deadline
 from harness.errors import HostError, InspectError
 from harness.image import gpt, inspect, manifest
 from harness.image.root import loop_device, root_of
+from tests import small_image
+from tests.small_image import KERNEL
 
 pytestmark = pytest.mark.root
 EXPECT = inspect.expectation(small_image.appliance(), KERNEL)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Browser, installed
-from conftest import lacking
-from report_samples import HOSTILE, SAMPLES
 
 from harness.report import write
 from harness.report.model import load
 from harness.report.text import clean
+from tests.browser import Browser, installed
+from tests.conftest import lacking
+from tests.report_samples import HOSTILE, SAMPLES
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 

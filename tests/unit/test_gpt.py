@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import small_image
 
 from harness.image import gpt
+from tests import small_image
 
 
 @pytest.fixture

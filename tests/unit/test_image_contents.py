@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import small_image
-from small_image import KERNEL, LIBRARIES
 
 from harness.appliance import Rtpengine
 from harness.image import inspect
 from harness.image.finding import Finding, expectation
 from harness.image.root import Root
+from tests import small_image
+from tests.small_image import KERNEL, LIBRARIES
 
 Defect = Callable[[Path], object]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_keys import blob, block
 
 from harness.access import readiness, ssh_config
 from harness.access.readiness import (
@@ -28,6 +27,7 @@ from harness.deadline import Deadline
 from harness.errors import ExitCode, Fault, NotReadyError
 from harness.resources import REMOVERS
 from harness.run import Run
+from tests.unit.test_keys import blob, block
 
 KEY = block(f"ssh-ed25519 {blob(7)} root@server1")
 RESULT = json.dumps({"v1": {"datasource": "DataSourceConfigDrive", "errors": ["one"]}})

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_samples import FAILURE, FIRST, facts, image, make, red, redden, stages, write_checks
 
 from harness.report.history import last_night, red_since, trends
 from harness.report.model import load
 from harness.run import Run
+from tests.report_samples import FAILURE, FIRST, facts, image, make, red, redden, stages, write_checks
 
 
 def night(runs: Path, number: int, *, build: float, size: int = 100, from_cache: bool = False) -> Run:

@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from report_samples import HOSTILE, PLAN, SAMPLES, green, huge, make, red, write_console
 
 from harness.report import html, write
 from harness.report.markup import Markup, breakable, join, tag
 from harness.report.svg import sparkline
+from tests.report_samples import HOSTILE, PLAN, SAMPLES, green, huge, make, red, write_console
 
 VOID = {"meta", "link", "br", "wbr", "rect", "circle", "path", "polyline"}
 

@@ -3,10 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree.ElementTree import Element, fromstring
 
-from report_samples import FIRST, broken_cloud, died_at_once, green, huge, interrupted, make, red, stages, write_checks
-
 from harness.report import write
 from harness.run import Run
+from tests.report_samples import (
+    FIRST,
+    broken_cloud,
+    died_at_once,
+    green,
+    huge,
+    interrupted,
+    make,
+    red,
+    stages,
+    write_checks,
+)
 
 
 def junit(run: Run) -> Element:

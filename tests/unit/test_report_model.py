@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from report_samples import AGAIN, FIRST, green, make, write_checks
 
 from harness.report import write
 from harness.report.model import CONSOLE_OCTETS, load, tail
+from tests.report_samples import AGAIN, FIRST, green, make, write_checks
 
 
 def test_everything_is_loaded(tmp_path: Path) -> None:

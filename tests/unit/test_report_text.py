@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_samples import HOSTILE
 
 from harness.report.text import clean, clip, scrub, words
 from harness.units import octets, seconds
+from tests.report_samples import HOSTILE
 
 
 @pytest.mark.parametrize(("raw", "shown"), [

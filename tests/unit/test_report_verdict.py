@@ -5,7 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_samples import (
+
+from harness.report.explain import block, summary, text
+from harness.report.model import Failure, load
+from harness.report.verdict import Outcome, Verdict, judge
+from harness.run import Run, State
+from tests.report_samples import (
     AGAIN,
     FAILURE,
     FIRST,
@@ -18,11 +23,6 @@ from report_samples import (
     stages,
     write_checks,
 )
-
-from harness.report.explain import block, summary, text
-from harness.report.model import Failure, load
-from harness.report.verdict import Outcome, Verdict, judge
-from harness.run import Run, State
 
 
 def verdict(run: Run) -> Verdict:
