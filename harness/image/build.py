@@ -30,8 +30,9 @@ from harness.image import base, builder, dib, loops, manifest, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
-from harness.image.compile import Artifact, compile_artifact
+from harness.image.compile import Artifact, compile_artifact, packages_of
 from harness.image.mirrors import apt_mirrors
+from harness.image.side_by_side import side_by_side
 from harness.image.sources import SourceChoice, fetch_first, security_note
 from harness.process import CommandFailed, run_logged
 from harness.resources import Resource
@@ -73,9 +74,9 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
                 return kept
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
-    choice, artifact = _rtpengine(appliance, settings, run, say, deadline, state)
+    choice = _choose(appliance, settings, run, say, deadline, state)
     with _work(settings, run) as work:
-        task = _task(appliance, settings, inputs, artifact, state, run, work, say, deadline)
+        task = _task(appliance, settings, inputs, choice, state, run, work, say, deadline)
         _disk_image_create(task, say, deadline)
         image = _keep(task, settings, choice, inputs, state, say, deadline)
     prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
@@ -130,26 +131,38 @@ def _closure(state: AptState, packages: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(state.closure(packages)).encode()).hexdigest()
 
 
-def _rtpengine(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str], None], deadline: Deadline,
-               state: AptState) -> tuple[SourceChoice | None, Artifact | None]:
+def _choose(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str], None], deadline: Deadline,
+            state: AptState) -> SourceChoice | None:
     if not appliance.rtpengine:
-        return None, None
+        return None
     known = sources.kinds(lambda: state, lambda: _state(appliance, settings, source_packages=True))
-    choice = fetch_first(appliance.rtpengine.sources, settings, run, say, deadline, known)
-    return choice, compile_artifact(appliance, choice, settings, run, say, deadline, state)
+    return fetch_first(appliance.rtpengine.sources, settings, run, say, deadline, known)
 
 
-def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, artifact: Artifact | None, state: AptState,
+def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: SourceChoice | None, state: AptState,
           run: Run, work: Path, say: Callable[[str], None], deadline: Deadline) -> dib.Build:
+    """Compile, and make the base root: at the same time where the packages are known before the compilation."""
     output = work / "output"
     for directory in (output, work / "locks"):
         directory.mkdir()
-    say("base root")
-    packages = [*inputs.packages, *(artifact.packages if artifact else ())]
     own = [path for path in inputs.elements.values() if path.parent == settings.project / "elements"]
-    root = base.prepare(packages, own, inputs.variables, state, settings, run, deadline, output / "build.log")
-    return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact, root, work,
-                     output / IMAGE.removesuffix(".qcow2"))
+
+    def compiled(limit: Deadline) -> Artifact | None:
+        return compile_artifact(appliance, choice, settings, run, say, limit, state) if choice else None
+
+    def root(limit: Deadline, needed: Sequence[str]) -> Path:
+        return base.prepare([*inputs.packages, *needed], own, inputs.variables, state, settings, run, limit,
+                            output / "build.log")
+
+    before = packages_of(choice.used) if choice else []
+    if before is None:
+        artifact = compiled(deadline)
+        directory = root(deadline, artifact.packages if artifact else ())
+    else:
+        needed = before
+        directory, artifact = side_by_side(lambda limit: root(limit, needed), compiled, deadline)
+    return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact, directory,
+                     work, output / IMAGE.removesuffix(".qcow2"))
 
 
 def _disk_image_create(task: dib.Build, say: Callable[[str], None], deadline: Deadline) -> None:

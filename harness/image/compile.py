@@ -83,8 +83,8 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         _make(root, script, tree, kernel, source.spec.version, stage, module_only, deadline, log)
         if module_only:
             _binaries(part / "packages", stage)
-            needed = daemon_packages(_depends(source.path))
-        else:
+        needed = packages_of(source)
+        if needed is None:
             needed = library_packages(root, _needed(root, stage))
         vermagic = _vermagic(stage / "usr/lib/modules" / kernel.release / "extra/xt_RTPENGINE.ko", kernel)
         made = Artifact(place / ARTIFACT, "", key, kernel.release, kernel.package, source.spec.version,
@@ -97,6 +97,11 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         facts = asdict(made) | {"path": ARTIFACT}
         (part / "artifact.json").write_text(json.dumps(facts, indent=1))
     return made
+
+
+def packages_of(source: FetchedSource) -> list[str] | None:
+    """The packages that the daemon needs at run time, where the source says so before it is compiled; else None."""
+    return daemon_packages(_depends(source.path)) if source.spec.kind == "debian-packages" else None
 
 
 def _key(source: FetchedSource, kernel: Kernel, appliance: Appliance, script: Path, closure: tuple[str, ...]) -> str:
