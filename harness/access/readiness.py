@@ -113,18 +113,18 @@ class _Step:
     hint: str
 
 
-_KEY = _Step("key", 0.6, "waiting for the host key on the console", HostKeyNotShown,
+_KEY = _Step("key", 0.8, "waiting for the host key on the console", HostKeyNotShown,
              "did not show its SSH host key on the console",
              "does it boot at all, and does cloud-init print the key (keys_to_console)?")
 _DOWN = _Step("down", 0.3, "going down", NotRebooted, "was asked to reboot and is still up",
               "look: systemctl list-jobs")
-_PORT = _Step("port", 0.4, "waiting for the SSH port", PortClosed, "accepted no TCP connection on port 22",
+_PORT = _Step("port", 0.8, "waiting for the SSH port", PortClosed, "accepted no TCP connection on port 22",
               "did it get its address, and does sshd run?")
-_SSH = _Step("ssh", 0.3, "waiting for an SSH session", LoginFailed, "ran no command over SSH",
+_SSH = _Step("ssh", 0.4, "waiting for an SSH session", LoginFailed, "ran no command over SSH",
              "is the run's key among the user's authorized_keys?")
-_CLOUD_INIT = _Step("cloud-init", 0.5, "waiting for cloud-init", CloudInitNotDone, "has a cloud-init that did not end",
+_CLOUD_INIT = _Step("cloud-init", 0.6, "waiting for cloud-init", CloudInitNotDone, "has a cloud-init that did not end",
                     "look: cloud-init status --long")
-_READY = _Step("ready", 0.5, "waiting for systemd", SystemNotStarted, "has a systemd that still starts something",
+_READY = _Step("ready", 0.6, "waiting for systemd", SystemNotStarted, "has a systemd that still starts something",
                "look: systemctl list-jobs")
 
 Say = Callable[[str], None]

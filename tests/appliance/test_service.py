@@ -1,12 +1,14 @@
 """Relay's service."""
 
 import ipaddress
+import re
 
 import pytest
 
 from harness.plugin import expect
 
 UNIT = "rtpengine.service"
+INSTANCE_DATA = "/run/cloud-init/instance-data.json"
 
 
 def test_service_enabled(units, rtpengine):
@@ -65,6 +67,14 @@ def test_interfaces_of_server(host, daemon, server):
     expect(server.internal_ip in spoken, f"interface {server.internal_ip}", ", ".join(spoken))
     strange = [a for a in spoken if ipaddress.ip_address(a) not in map(ipaddress.ip_address, present)]
     expect(not strange, "only addresses that the server has", ", ".join(strange))
+
+
+@pytest.mark.after("test_service_active")
+def test_advertised_address(read, daemon):
+    """the daemon advertises the address that the server's metadata gives, and none without"""
+    given = re.findall(r'"rtpengine_advertised": *"([^"]*)"', read(INSTANCE_DATA).get(INSTANCE_DATA, ""))[:1]
+    advertised = [value.split("!")[1] for value in daemon.options.get("interface", []) if "!" in value]
+    expect(advertised == given, f"advertised: {', '.join(given) or 'none'}", ", ".join(advertised) or "none")
 
 
 def test_redis_as_described(find, units, rtpengine):
