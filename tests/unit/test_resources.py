@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from harness import resources
+from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.resources import Resource, mounts_below, processes_with, remove_path, remove_process
 
@@ -20,8 +22,10 @@ def test_a_process_is_found_by_a_token_inside_an_argument_and_ended(token):
     process = subprocess.Popen(["sh", "-c", "exec sleep 60", f"--name={token},x"], start_new_session=True)
     bystander = subprocess.Popen(["sleep", "61"])
     try:
-        subprocess.run(["true"], check=True)
         marked = subprocess.Popen([f"{token}:sleep", "60"], executable="/bin/sleep")
+        limit = Deadline(10)
+        while marked.pid not in processes_with(token) and not limit.expired:
+            time.sleep(0.02)  # while a program is being loaded its command line reads as empty
         assert marked.pid in processes_with(token)
         remove_process(Resource("process", token))
         assert marked.wait(5) == -15
