@@ -58,7 +58,7 @@ class Browser:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _PLACE_PIPE, str(to_read), str(to_write), *command],
             pass_fds=(to_read, to_write), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, start_new_session=True)
+            stderr=subprocess.DEVNULL, start_new_session=True, env={**os.environ, "HOME": self._profile.name})
         os.close(to_read)
         os.close(to_write)
         try:
