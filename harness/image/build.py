@@ -2,6 +2,7 @@
 
     <cache>/images/<appliance>-<key>/    complete because it was renamed into place
         image.qcow2  image.qcow2.sha256  build.log  manifest.json  image.json
+    <runs>/<run id>/build.log            while it is built, and after a failure
     <cache>/work/<run id>/               what a running build writes; gone afterwards
 
 The key covers the description, the elements' files, the kernel and the versions of the packages that the mirror has.
@@ -145,6 +146,8 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
     output = work / "output"
     for directory in (output, work / "locks"):
         directory.mkdir()
+    log = run.directory / "build.log"
+    log.unlink(missing_ok=True)
     own = [path for path in inputs.elements.values() if path.parent == settings.project / "elements"]
 
     def compiled(limit: Deadline) -> Artifact | None:
@@ -152,7 +155,7 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
 
     def root(limit: Deadline, needed: Sequence[str]) -> Path:
         return base.prepare([*inputs.packages, *needed], own, inputs.variables, state, settings, run, limit,
-                            output / "build.log")
+                            log)
 
     before = packages_of(choice.used) if choice else []
     if before is None:
@@ -162,19 +165,18 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
         needed = before
         directory, artifact = side_by_side(lambda limit: root(limit, needed), compiled, deadline)
     return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact, directory,
-                     work, output / IMAGE.removesuffix(".qcow2"))
+                     work, output / IMAGE.removesuffix(".qcow2"), log)
 
 
 def _disk_image_create(task: dib.Build, say: Callable[[str], None], deadline: Deadline) -> None:
-    log = task.output.with_name("build.log")
     say("disk-image-create")
     try:
-        run_logged(task.argv, log, deadline=deadline, env=task.environment, cwd=task.work,
+        run_logged(task.argv, task.log, deadline=deadline, env=task.environment, cwd=task.work,
                    on_line=lambda line: _phase(line, say))
     except CommandFailed as error:
-        raise builder.failure("the image can't be built", error, log) from error
+        raise builder.failure("the image can't be built", error, task.log) from error
     if not task.output.with_name(IMAGE).exists():
-        raise BuildError("disk-image-create ended well but left no image", hint=f"the whole log: {log}")
+        raise BuildError("disk-image-create ended well but left no image", hint=f"the whole log: {task.log}")
 
 
 def _phase(line: str, say: Callable[[str], None]) -> None:
@@ -208,6 +210,7 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
                   _notes(task.appliance, state, choice))
     facts = asdict(image) | {name: getattr(image, name).name for name in ("path", "manifest", "log")}
     facts |= {"stat": _stat(file), "packages": packages, "closure": _closure(state, packages)}
+    shutil.copy(task.log, output / "build.log")
     (output / "image.json").write_text(json.dumps(facts, indent=1))
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists():
@@ -280,10 +283,6 @@ def _work(settings: Settings, run: Run) -> Iterator[Path]:
     held = loops.lock(work)
     try:
         yield work
-    except BaseException:
-        if (work / "output/build.log").exists():  # what the error's hint points to
-            shutil.copy(work / "output/build.log", run.directory / "build.log")
-        raise
     finally:
         held.close()
         loops.sweep(work.parent)

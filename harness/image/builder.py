@@ -1,6 +1,6 @@
 """Builder roots: small Debian systems with a compiler and one kernel's headers, kept in the cache.
 
-    <cache>/builder/<release>-<key>/    complete because it was renamed into place
+    <cache>/builder/<release>-<key>/root    complete because it was renamed into place
 """
 
 from __future__ import annotations
@@ -64,19 +64,22 @@ def prepare(packages: Sequence[str], state: AptState, settings: Settings, curren
     Raises BuildError, or HostError where the disk is full.
     """
     closure = state.closure(packages)
-    key = hashlib.sha256("\n".join((state.architecture, *closure)).encode()).hexdigest()[:12]
+    key = hashlib.sha256("\n".join(("root", state.architecture, *closure)).encode()).hexdigest()[:12]
     place = settings.cache / "builder" / f"{state.release}-{key}"
     if place.exists():
-        return used(place)
+        return used(place) / "root"
     with making(place, current) as part:
-        debootstrap(part, packages, state, deadline, log)
-    return place
+        debootstrap(part / "root", packages, state, deadline, log)
+    return place / "root"
 
 
 def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: Deadline, log: Path,
                 *options: str) -> None:
-    """Make the smallest system of the release with `packages` at `into`: a directory, or a .tar file."""
-    sources = log.with_name("sources.list")
+    """Make the smallest system of the release with `packages` at `into`: a directory, or a .tar file.
+
+    Temporary files lie beside it. Raises BuildError, HostError.
+    """
+    sources = into.with_name("sources.list")
     sources.write_text(state.sources)
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={state.architecture}",
             *_host_apt_options(), "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
@@ -84,7 +87,7 @@ def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: 
             *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in ("doc", "man", "locale")),
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
             *options, f"--include={','.join(packages)}", state.release, os.fspath(into), os.fspath(sources)]
-    temporary = log.with_name("mmdebstrap")
+    temporary = into.with_name("temporary")
     try:
         run_logged(contained_with(temporary, argv), log, deadline=deadline)
     except CommandFailed as error:

@@ -12,8 +12,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -73,8 +72,9 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         say(f"compiled for {kernel.release}, from cache")
         return kept
     begin = time.monotonic()
-    with _making(place, run) as part:
-        log = part / "compile.log"
+    log = run.directory / "compile.log"
+    log.unlink(missing_ok=True)
+    with making(place, run, replace=True) as part:
         say(f"builder root with headers of {kernel.release}")
         root = builder.prepare(packages, state, settings, run, deadline, log)
         say(f"compiling for {kernel.release}")
@@ -96,6 +96,7 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
             shutil.rmtree(part / leftover, ignore_errors=True)
         facts = asdict(made) | {"path": ARTIFACT}
         (part / "artifact.json").write_text(json.dumps(facts, indent=1))
+        shutil.copy(log, part / "compile.log")
     return made
 
 
@@ -120,18 +121,6 @@ def _kept(place: Path) -> Artifact | None:
         return found if found.sha256 == sha256(found.path) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-@contextmanager
-def _making(place: Path, current: Run) -> Iterator[Path]:
-    """The directory to work in; after an error the run keeps the log, to which the error's hint points."""
-    with making(place, current, replace=True) as part:
-        try:
-            yield part
-        except BaseException:
-            if (part / "compile.log").exists():
-                shutil.copy(part / "compile.log", current.directory / "compile.log")
-            raise
 
 
 def _tree(source: FetchedSource, part: Path, root: Path, deadline: Deadline, log: Path) -> Path:

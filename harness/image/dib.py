@@ -125,6 +125,7 @@ class Build:
     base: Path
     work: Path
     output: Path
+    log: Path
 
     @property
     def environment(self) -> dict[str, str]:

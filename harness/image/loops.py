@@ -10,14 +10,19 @@ import contextlib
 import fcntl
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import IO
 
+from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.process import CommandFailed, run
 
 BLOCK = Path("/sys/block")
 MAPPER = Path("/dev/mapper")
+PATIENCE = 5.0
+"""Seconds that a loop device may stay in use before that is an error."""
+
 _PREFIX = "dialtone-"
 
 
@@ -86,13 +91,18 @@ def detach(device: str) -> None:
     for link in MAPPER.glob(f"{device}p*"):
         if link.is_symlink():
             link.unlink()
-    try:
-        if list((BLOCK / device).glob(f"{device}p*")):
-            run(["partx", "--delete", f"/dev/{device}"])
-        run(["losetup", "--detach", f"/dev/{device}"])
-    except CommandFailed as error:
-        raise HostError(f"the loop device {device} is still in use: {error.output.strip()}",
-                        hint=f"look: losetup --list /dev/{device}; grep {device} /proc/*/mounts") from error
+    patience = Deadline(PATIENCE)  # processes that were killed a moment ago still have it mounted
+    while True:
+        try:
+            if list((BLOCK / device).glob(f"{device}p*")):
+                run(["partx", "--delete", f"/dev/{device}"])
+            run(["losetup", "--detach", f"/dev/{device}"])
+            return
+        except CommandFailed as error:
+            if patience.expired:
+                raise HostError(f"the loop device {device} is still in use: {error.output.strip()}",
+                                hint=f"look: losetup --list /dev/{device}; grep {device} /proc/*/mounts") from error
+            time.sleep(0.2)
 
 
 def _remove_stale(device: str) -> bool:

@@ -152,6 +152,7 @@ class DebianSource:
             raise NotToBeHad(error.message) from error
         except (CommandFailed, CommandTimedOut) as error:
             raise NotToBeHad(_apt_reason(error)) from error
+        _own_copies(into)
         descriptions = list(into.glob("*.dsc"))
         if len(descriptions) != 1:
             raise NotToBeHad(f"apt fetched no .dsc of {spec.package} {spec.version}")
@@ -177,6 +178,7 @@ class DebianPackages:
             raise NotToBeHad(error.message) from error
         except (CommandFailed, CommandTimedOut) as error:
             raise NotToBeHad(_apt_reason(error)) from error
+        _own_copies(into)
         for name, pin in wanted.items():
             files = list(into.glob(f"{name}_*.deb"))
             if len(files) != 1:
@@ -249,6 +251,14 @@ def _compare(where: str, expected: str, got: str, spec: SourceSpec, *, what: str
         raise BuildError(f"{where} is not what was pinned: {what} expected {expected}, got {got}",
                          hint=f"find out why it changed before you pin the new {what} (appliances.yaml:{spec.line})",
                          fault=Fault.DESCRIPTION)
+
+
+def _own_copies(directory: Path) -> None:
+    """Of a mirror on this machine (file:) apt makes links to its files; what is kept must not change with them."""
+    for link in [p for p in directory.iterdir() if p.is_symlink()]:
+        target = link.resolve()
+        link.unlink()
+        shutil.copyfile(target, link)
 
 
 def _download(url: str, to: Path, deadline: Deadline) -> None:

@@ -173,7 +173,9 @@ def test_the_loop_device_of_a_dead_build_goes_and_of_a_living_one_stays(loop_fil
     assert loop_file not in loops.attached().values()
 
 
-def test_a_loop_device_in_use_is_said_and_left(loop_file: Path, tmp_path: Path) -> None:
+def test_a_loop_device_in_use_is_said_and_left(loop_file: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "PATIENCE", 0.0)
     device = attach(loop_file)
     with Path(f"/dev/{device}p1").open("rb"), pytest.raises(HostError, match=f"loop device {device} is still in use"):
         loops.sweep(tmp_path / "work")

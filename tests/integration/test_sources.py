@@ -65,6 +65,7 @@ def test_a_source_package(settings: Settings, run: Run, repository: Repository) 
     names = sorted(p.name for p in choice.used.path.iterdir())
     assert names == ["rtpengine_10.5.3.5-1.debian.tar.xz", "rtpengine_10.5.3.5-1.dsc", "rtpengine_10.5.3.5.orig.tar.xz"]
     assert choice.used.hashes == {"rtpengine_10.5.3.5-1.dsc": repository.dsc}
+    assert not any(p.is_symlink() for p in choice.used.path.iterdir())
 
 
 def test_binary_packages(settings: Settings, run: Run, repository: Repository) -> None:
