@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.image.build import Image
+from tests import small_guest
 from tests.command_line import Inv
 from tests.conftest import PROJECT
 
@@ -211,9 +212,12 @@ def test_the_image_is_damaged(own_cache: Callable[[Path], Inv], real_image: Imag
 
 @pytest.mark.root
 @pytest.mark.guest
-def test_a_guest_that_does_not_come_up(inv: Inv, real_image: Image) -> None:
-    ended = inv.patched("import harness.stages; harness.stages.DEADLINES['launch'] = 8", "launch")
-    inv.refused(ended, 6, "at launch", "did not show its SSH host key on the console within 5 s", "console.log")
+def test_a_guest_that_does_not_come_up(own_cache: Callable[[Path], Inv], tmp_path: Path) -> None:
+    """The image is a boot sector that greets and then does nothing."""
+    inv = own_cache(small_guest.image(tmp_path / "small.qcow2"))
+    ended = inv.patched("import harness.stages; harness.stages.DEADLINES['launch'] = 20", "launch")
+    inv.refused(ended, 6, "at launch", "did not show its SSH host key on the console within", small_guest.GREETING,
+                "console.log")
 
 
 @pytest.mark.root
@@ -241,8 +245,8 @@ def test_the_disk_fills_up_in_a_build(inv: Inv, real_image: Image, tmp_path: Pat
         mount -t overlay -o lowerdir={PROJECT}/.cache,upperdir={point}/upper,workdir={point}/work overlay {cache}
         (
             until ls {cache}/work/*/output 2>/dev/null; do sleep 0.1; done
-            free=$(stat -f -c '%a * %S' {point})
-            fallocate -l $((free - (60 << 20))) {point}/ballast
+            free=$(df --output=avail --block-size=1 {point} | tail -n 1)
+            fallocate --length $((free - 60000000)) {point}/ballast
         ) >/dev/null 2>&1 &
         "$@"
     """
