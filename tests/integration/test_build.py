@@ -258,7 +258,7 @@ def _wait_for_loop(settings: Settings, process: subprocess.Popen[bytes]) -> str:
     while process.poll() is None and not until.expired:
         for device, backing in loops.attached().items():
             if str(settings.cache) in str(backing) or backing.parent.name.startswith("dialtone-"):
-                log = next(settings.cache.glob("work/*/output/build.log"), None)
+                log = next(settings.runs.glob("*/build.log"), None)
                 if log and "finalise.d" in log.read_text(errors="replace"):
                     return device
         time.sleep(0.2)
