@@ -57,7 +57,7 @@ def in_stage(inv: Inv, run: str, name: str) -> bool:
 
 def building(inv: Inv, run: str) -> bool:
     """Whether diskimage-builder is at work on the image's file system."""
-    log = inv.settings.cache / "work" / run / "output" / "build.log"
+    log = inv.settings.runs / run / "build.log"
     return log.exists() and "/environment.d" in log.read_text(errors="replace")
 
 
@@ -94,7 +94,7 @@ def test_a_night_passes_while_another_is_interrupted(inv: Inv) -> None:
     assert first.returncode == 0, out
     assert leftovers.of(inv.settings) == []
 
-    stages = re.findall(r"^  (\w+)\s+(?!\.\.\.)", out, re.MULTILINE)
+    stages = re.findall(r"^  (\w+) +(?![ .])", out, re.MULTILINE)
     assert stages == ["host", "build", "inspect", "launch", "check", "reboot", "remove", "report"], out
     assert "nothing changed" in out and re.search(r"^passed in ", out.splitlines()[-1]), out
     directory = inv.settings.runs / passes
