@@ -95,7 +95,7 @@ def test_a_night_passes_while_another_is_interrupted(inv: Inv) -> None:
     assert leftovers.of(inv.settings) == []
 
     stages = re.findall(r"^  (\w+) +(?![ .])", out, re.MULTILINE)
-    assert stages == ["host", "build", "inspect", "launch", "check", "reboot", "remove", "report"], out
+    assert stages[-7:] == ["build", "inspect", "launch", "check", "reboot", "remove", "report"], out
     assert "nothing changed" in out and re.search(r"^passed in ", out.splitlines()[-1]), out
     directory = inv.settings.runs / passes
     path = re.search(r"^  report\s+(\S+report\.html)", out, re.MULTILINE)
