@@ -133,6 +133,8 @@ AT_REST = [
             "s/^log-level = .*/log-level = 7/; s/^no-fallback = .*/no-fallback = false/; s/local1/local2/; "
             "s/^port-m.*/&1/"),
     covered("test_pidfile", "/run/rtpengine/rtpengine.pid", "s/.*/1/"),
+    covered("test_advertised_address", "/run/cloud-init/instance-data.json",
+            '1s/{/&"rtpengine_advertised": "203.0.113.7",/'),
     hidden("test_redis_as_described", "/usr/bin/redis-server"),
     hidden("test_log_rotated", "/etc/logrotate.d/rtpengine"),
     Control("test_conntrack_size[max] test_conntrack_size[expect_max] test_conntrack_size[buckets] "
