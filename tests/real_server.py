@@ -47,7 +47,7 @@ class Booted:
 def name(result: CheckResult) -> str:
     """A check's own name; of an error, which is never the image's fault, with the message."""
     short = result.id.rsplit("::", 1)[-1]
-    return short if result.outcome == "failed" else f"{short} ({result.outcome}: {result.message})"
+    return short if result.outcome in {"failed", "passed"} else f"{short} ({result.outcome}: {result.message})"
 
 
 @contextmanager
