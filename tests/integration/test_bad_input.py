@@ -244,7 +244,7 @@ def test_the_disk_fills_up_in_a_build(inv: Inv, real_image: Image, tmp_path: Pat
         mkdir {point}/upper {point}/work
         mount -t overlay -o lowerdir={PROJECT}/.cache,upperdir={point}/upper,workdir={point}/work overlay {cache}
         (
-            until ls {cache}/work/*/output 2>/dev/null; do sleep 0.1; done
+            until ls {tmp_path}/runs/2*/build.log; do sleep 0.1; done
             free=$(df --output=avail --block-size=1 {point} | tail -n 1)
             fallocate --length $((free - 60000000)) {point}/ballast
         ) >/dev/null 2>&1 &
