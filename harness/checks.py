@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from harness.deadline import Deadline
 from harness.errors import DescriptionError
 from harness.process import CommandTimedOut, run_logged
 from harness.process import run as run_command
+from harness.results import CheckResult
 from harness.run import Run, write_whole
 
 _PROJECT = Path(__file__).resolve().parent.parent
@@ -27,29 +28,6 @@ _WITHOUT = ("-p", "no:pytest11.testinfra", "-p", "no:hypothesispytest", "-p", "n
 
 _PASSED, _FAILED, _NO_CHECKS = 0, 1, 5
 """pytest's exit codes; all others mean that it did not come to its end."""
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One check in one phase. `outcome` is passed, failed (the image), error (not the image) or skipped.
-
-    `expected`, `seen`, `because` and `console` explain a failure, `message` is what pytest had to say,
-    `reason` why it was skipped; `seconds` covers set-up and tear-down.
-    """
-
-    id: str
-    title: str
-    group: str
-    phase: str
-    server: str
-    outcome: str
-    seconds: float
-    expected: str = ""
-    seen: str = ""
-    because: str = ""
-    console: tuple[str, ...] = ()
-    message: str = ""
-    reason: str = ""
 
 
 def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: Callable[[str], None],
@@ -92,7 +70,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     except CommandTimedOut as error:
         ended = str(error)
     found = read(results)
-    if code == _FAILED and not any(r.outcome in {"failed", "error"} for r in found):
+    if code == _FAILED and not any(r.red for r in found):
         ended = "pytest says that a check failed, and the results don't show it"
     if ended or not found:
         found.append(CheckResult("pytest", "the checks come to their end", "harness", phase, server.name, "error", 0.0,
@@ -135,5 +113,5 @@ def _paths(appliance: Appliance) -> list[Path]:
 
 
 def _progress(results: Sequence[CheckResult]) -> str:
-    red = sum(r.outcome in {"failed", "error"} for r in results)
+    red = sum(r.red for r in results)
     return f"{len(results)} done" + (f", {red} FAILED" if red else "")

@@ -97,7 +97,7 @@ class Work:
             findings = look_into(image.path, expectation(self.appliance, image.kernel), say,
                                  Deadline(DEADLINES["inspect"]))
             write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
-            failed = [f for f in findings if f.outcome != "passed"]
+            failed = [f for f in findings if f.red]
             red = f", {len(failed)} FAILED" if failed else ""
             say(f"{len(findings) - len(failed)} passed{red}" if red else f"{len(findings)} checks")
             for finding in failed:
@@ -138,7 +138,7 @@ class Work:
         if self.appliance.conntrack:
             goal = plan(self.appliance.conntrack, self.appliance.server.memory)
             self.run.facts["conntrack"] = {"plan": _plan_facts(goal), "live": checks.live_conntrack(self.run, server)}
-        red = [r for r in results if r.outcome in {"failed", "error"}]
+        red = [r for r in results if r.red]
         for result in red:
             broken = result.outcome == "error"
             self.fail(stage="check", title=result.title, where=result.id, expected=result.expected, seen=result.seen,

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from harness.appliance import Appliance
-from harness.checks import CheckResult, run_checks
+from harness.checks import run_checks
 from harness.cloud import Server
 from harness.cloud.local import LocalCloud
 from harness.deadline import Deadline
 from harness.image.build import Image
 from harness.progress import Progress
+from harness.results import CheckResult
 from harness.run import Run
 from harness.settings import Settings
 from harness.stages import FIRST_BOOT, Work
@@ -30,7 +31,7 @@ class Booted:
 
     def red(self, *selection: str) -> list[str]:
         """Run the checks, all or those that pytest's options select; names of those that are not green, sorted."""
-        return sorted(name(result) for result in self.results(*selection) if result.outcome in {"failed", "error"})
+        return sorted(name(result) for result in self.results(*selection) if result.red)
 
     def results(self, *selection: str) -> list[CheckResult]:
         return run_checks(self.work.run, self.server, self.work.appliance, FIRST_BOOT, lambda text: None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from harness import conntrack
 from harness.appliance import Appliance, Rtpengine
 from harness.image.root import Root
+from harness.results import Finding
 
 MODULE = "xt_RTPENGINE"
 
@@ -45,18 +46,6 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
         relay=appliance.rtpengine,
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),
     )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of an inspection. `outcome` is passed or failed; `because` is empty where no cause was found."""
-
-    title: str
-    outcome: str
-    expected: str
-    seen: str
-    because: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True)

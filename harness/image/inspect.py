@@ -10,9 +10,10 @@ from typing import BinaryIO
 from harness.deadline import Deadline
 from harness.errors import InspectError
 from harness.image import gpt, hygiene, software
-from harness.image.finding import Check, Expectation, Finding, Seen, expectation
+from harness.image.finding import Check, Expectation, Seen, expectation
 from harness.image.root import Root, loop_device, mounted, raw_copy, virtual_size
 from harness.process import run as command
+from harness.results import Finding
 
 __all__ = ["Expectation", "Finding", "expectation", "inspect"]
 

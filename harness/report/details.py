@@ -9,10 +9,11 @@ from typing import Any
 from harness.report.first_screen import facts_list, outcome_sign, section
 from harness.report.history import Trend, trends
 from harness.report.markup import Markup, breakable, join, tag
-from harness.report.model import Check, Log, Report
+from harness.report.model import Log, Report
 from harness.report.svg import marks, part, sparkline
 from harness.report.text import clip, words
 from harness.report.verdict import Verdict, phases, tested
+from harness.results import CheckResult
 from harness.units import many, octets, seconds
 
 TAIL = 40
@@ -28,7 +29,7 @@ def checks(report: Report, verdict: Verdict, explained: int, room: int, *, passe
     anchors = {place: number for number, failure in enumerate(verdict.failures[:explained], start=1)
                for place in failure.places}
     boots, servers = phases(report), {check.server for check in report.checks}
-    groups: dict[str, dict[tuple[str, str], dict[str, Check]]] = {}
+    groups: dict[str, dict[tuple[str, str], dict[str, CheckResult]]] = {}
     for check in report.checks:
         groups.setdefault(check.group, {}).setdefault((check.id or check.title, check.server), {})[check.phase] = check
     tables = [_findings(report, room)] if report.findings else []
@@ -143,13 +144,13 @@ def _findings(report: Report, room: int) -> Markup:
     for finding in report.findings:
         body.append(tag("tr", tag("th", finding.title, scope="row"), tag("td", outcome_sign(finding.outcome)),
                         class_=finding.outcome))
-        if finding.outcome in {"failed", "error"}:
+        if finding.red:
             body.append(_explanation([("expected", finding.expected), ("seen", finding.seen),
                                       ("because", finding.because), ("next", finding.hint)], 2, room))
     return _table("the image, not booted", [finding.outcome for finding in report.findings], ["on disk"], body)
 
 
-def _group(name: str, rows: dict[tuple[str, str], dict[str, Check]], boots: tuple[str, ...],
+def _group(name: str, rows: dict[tuple[str, str], dict[str, CheckResult]], boots: tuple[str, ...],
            anchors: dict[str, int], room: int, passed_names: bool, *, many_servers: bool) -> Markup:
     body = []
     for (_, server), by_boot in rows.items():

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from harness.report.explain import block
-from harness.report.model import Check, Failure, Finding, Report
+from harness.report.model import Failure, Report
 from harness.report.text import clean, words
 from harness.report.verdict import Verdict, blames_image, fault_words, phases
+from harness.results import CheckResult, Finding
 
 _KINDS = {"failure": "failures", "error": "errors", "skipped": "skipped"}
 
@@ -97,7 +98,7 @@ def _finding(finding: Finding) -> Element:
     return case
 
 
-def _check(check: Check) -> Element:
+def _check(check: CheckResult) -> Element:
     case = _case(check.group, check.title, check.seconds)
     if check.id:
         file, _, _ = check.id.partition("::")

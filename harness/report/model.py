@@ -13,45 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.report.text import clean, lines, scrub, words
+from harness.results import CheckResult, Finding
 from harness.run import Run, Stage
 
 CONSOLE_OCTETS = 4_000_000
 """No more than this is read from the end of a console or log."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One check on one server after one boot; `console` holds lines."""
-
-    id: str
-    title: str
-    group: str
-    phase: str
-    server: str
-    outcome: str  # passed, failed, error, skipped
-    seconds: float
-    expected: str = ""
-    seen: str = ""
-    because: str = ""
-    console: tuple[str, ...] = ()
-    message: str = ""
-    reason: str = ""
-
-    @property
-    def red(self) -> bool:
-        return self.outcome in {"failed", "error"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the inspection of the image that is not booted."""
-
-    title: str
-    outcome: str
-    expected: str = ""
-    seen: str = ""
-    because: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,7 +85,7 @@ class Report:
     run: Run
     dead: bool
     stages: tuple[Stage, ...]
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
     findings: tuple[Finding, ...]
     told: tuple[Failure, ...]
     manifest: dict[str, Any]
@@ -183,7 +149,7 @@ def load(run: Run, *, history: int = 20) -> Report:
     )
 
 
-def checks(directory: Path) -> tuple[Check, ...]:
+def checks(directory: Path) -> tuple[CheckResult, ...]:
     """The checks of a run directory in the order in which they were written, first boot before later ones."""
     files = sorted(directory.glob("checks-*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     return tuple(_check(entry, path.stem.removeprefix("checks-")) for path in files for entry in _json_lines(path))
@@ -211,8 +177,8 @@ def tail(path: Path, name: str) -> Log | None:
     return Log(name, text.strip("\n"), omitted) if text.strip() else None
 
 
-def _check(entry: dict[str, Any], phase: str) -> Check:
-    return Check(
+def _check(entry: dict[str, Any], phase: str) -> CheckResult:
+    return CheckResult(
         id=words(entry.get("id")), title=words(entry.get("title")) or words(entry.get("id")) or "a check",
         group=words(entry.get("group")) or "other", phase=words(entry.get("phase")) or phase,
         server=words(entry.get("server")), outcome=words(entry.get("outcome")) or "error",

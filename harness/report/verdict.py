@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from harness.errors import ExitCode, Fault
-from harness.report.model import Check, Failure, Report
+from harness.report.model import Failure, Report
 from harness.report.text import clip, words
+from harness.results import CheckResult
 from harness.units import many
 
 
@@ -93,7 +94,7 @@ def _failures(report: Report) -> Iterable[Failure]:
                if check.red and check.id not in told_at and check.title not in told_at]
     derived += [Failure(f.title, ("inspect",), expected=f.expected, seen=f.seen, because=f.because, next=f.hint,
                         fault=Fault.IMAGE)
-                for f in report.findings if f.outcome in {"failed", "error"} and f.title not in told_at]
+                for f in report.findings if f.red and f.title not in told_at]
     known = [*report.told, *derived]
     fault = _fault_of_exit(report)
     if not known:
@@ -127,7 +128,7 @@ def _by_cause(failures: Iterable[Failure]) -> Iterable[Failure]:
     return merged.values()
 
 
-def _of_check(check: Check) -> Failure:
+def _of_check(check: CheckResult) -> Failure:
     name = check.id.rsplit("::", 1)[-1].split("[")[0]
     return Failure(
         title=check.title, stages=(f"check, {check.phase}" if check.phase else "check",), where=check.id,

@@ -11,6 +11,7 @@ from harness import checks
 from harness.cloud import Route, RouteKind, Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
+from harness.results import CheckResult
 from harness.run import Run
 
 DESCRIPTION = """\
@@ -26,7 +27,7 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path / "runs", "relay", "local")
 
 
-def check(run: Run, source: str, *selection: str, seconds: float = 60) -> list[checks.CheckResult]:
+def check(run: Run, source: str, *selection: str, seconds: float = 60) -> list[CheckResult]:
     base = run.directory.parent.parent
     (base / "checks" / "test_it.py").write_text(
         '"""Group of checks."""\nimport pytest\nfrom harness.plugin import expect\n' + textwrap.dedent(source))

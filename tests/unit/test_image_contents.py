@@ -12,8 +12,9 @@ import pytest
 
 from harness.appliance import Rtpengine
 from harness.image import inspect
-from harness.image.finding import Finding, expectation
+from harness.image.finding import expectation
 from harness.image.root import Root
+from harness.results import Finding
 from tests import small_image
 from tests.small_image import KERNEL, LIBRARIES
 

@@ -1,0 +1,49 @@
+"""What was found: by a check on a server, and by the inspection of an image that is not booted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check in one phase. `outcome` is passed, failed (the image), error (not the image) or skipped.
+
+    `expected`, `seen`, `because` and `console` (lines) explain a failure, `message` is what pytest had to say,
+    `reason` why it was skipped; `seconds` covers set-up and tear-down.
+    """
+
+    id: str
+    title: str
+    group: str
+    phase: str
+    server: str
+    outcome: str
+    seconds: float
+    expected: str = ""
+    seen: str = ""
+    because: str = ""
+    console: tuple[str, ...] = ()
+    message: str = ""
+    reason: str = ""
+
+    @property
+    def red(self) -> bool:
+        return self.outcome in {"failed", "error"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of an inspection. `outcome` is passed or failed (error where it can't be read back); `because` is
+    empty where no cause was found."""
+
+    title: str
+    outcome: str
+    expected: str
+    seen: str
+    because: str = ""
+    hint: str = ""
+
+    @property
+    def red(self) -> bool:
+        return self.outcome in {"failed", "error"}
