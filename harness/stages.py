@@ -81,8 +81,7 @@ class Work:
             facts["source"] = {"used": {k: v for k, v in image.source.items() if k != "skipped"},
                                "skipped": image.source.get("skipped", []), "notes": list(image.notes)}
             facts["build_log"] = str(image.log)
-            if image.manifest.exists():
-                shutil.copyfile(image.manifest, self.run.directory / "manifest.json")
+            shutil.copyfile(image.manifest, self.run.directory / "manifest.json")
             if self.appliance.conntrack:
                 table = plan(self.appliance.conntrack, self.appliance.server.memory)
                 facts.setdefault("warnings", []).extend(table.warnings)
@@ -121,10 +120,10 @@ class Work:
             say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
             return server
 
-    def check(self, server: Server, phase: str = FIRST_BOOT, selection: Sequence[str] = ()) -> bool:
+    def check(self, server: Server, selection: Sequence[str] = ()) -> bool:
         """Run the appliance's checks on a server; True when all passed."""
-        with self._stage("check" if phase == FIRST_BOOT else "recheck") as say:
-            return self._check(server, phase, selection, say)
+        with self._stage("check") as say:
+            return self._check(server, FIRST_BOOT, selection, say)
 
     def reboot(self, server: Server) -> bool:
         """Reboot from inside, wait for another boot_id, and run the checks again."""
@@ -136,8 +135,8 @@ class Work:
         results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(DEADLINES["check"]),
                                     selection=selection)
         if self.appliance.conntrack:
-            goal = plan(self.appliance.conntrack, self.appliance.server.memory)
-            self.run.facts["conntrack"] = {"plan": _plan_facts(goal), "live": checks.live_conntrack(self.run, server)}
+            table = plan(self.appliance.conntrack, self.appliance.server.memory)
+            self.run.facts["conntrack"] = {"plan": dict(table.sysctls), "live": checks.live_conntrack(self.run, server)}
         red = [r for r in results if r.red]
         for result in red:
             broken = result.outcome == "error"
@@ -197,11 +196,6 @@ def finish(work: Work, first_error: DialtoneError | None, keep: bool) -> None:
     work.run.facts["exit_code"] = int(first_error.exit_code) if first_error else 0
     work.run.state = State.KEPT if keep else State.DONE
     work.run.save()
-
-
-def _plan_facts(goal: Any) -> dict[str, Any]:
-    return {"net.netfilter.nf_conntrack_max": goal.max, "net.netfilter.nf_conntrack_buckets": goal.buckets,
-            **goal.sysctls}
 
 
 def _host_facts() -> dict[str, Any]:
