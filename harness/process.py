@@ -11,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from harness.deadline import Deadline
@@ -53,9 +54,11 @@ class Completed:
     stdout: str
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Runs in the child: SIGKILL when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked, and no signal will come
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run(
@@ -161,7 +164,8 @@ def _spawn(args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | 
     if shutil.which(args[0], path=path) is None:
         raise CommandMissing(args[0])
     return subprocess.Popen(args, env=None if env is None else dict(env), cwd=cwd, stdin=stdin, stdout=stdout,
-                            stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_die_with_parent)
+                            stderr=subprocess.STDOUT, start_new_session=True,
+                            preexec_fn=partial(_die_with, os.getpid()))
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

@@ -138,3 +138,9 @@ def test_commands_die_with_us_even_when_we_are_killed(tmp_path):
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     assert _gone(token)
+
+
+@pytest.mark.parametrize(("parent", "code"), [("os.getppid()", 0), ("os.getpid()", -signal.SIGKILL)])
+def test_a_child_whose_parent_died_before_it_could_ask_dies_too(parent, code):
+    program = f"import os; from harness import process; process._die_with({parent})"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2]).returncode == code
