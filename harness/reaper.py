@@ -1,7 +1,8 @@
 """Removes what dead runs left on this host.
 
 From two sides. A run that is known to have died is removed by its journal, at once. What bears this checkout's mark
-while its run is done, or gone (somebody deleted runs/), is removed when a second sweep finds it too. Runs that are
+while its run is done, or gone (somebody deleted runs/), and the directory of a build that nobody holds, is removed
+when a second sweep finds it too. Runs that are
 being worked on, runs that were kept, and whatever lacks our mark are left alone.
 """
 
@@ -87,31 +88,40 @@ def _removers(settings: Settings, run: Run) -> Mapping[str, Remover]:
 def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reaped]:
     sightings = settings.cache / "sightings.json"
     known = _recall(sightings)
-    mine = owner(settings)
     found: list[Reaped] = []
     seen: dict[str, float] = {}
-    for mark, resource in _marked():
-        if mark.owner != mine or began(mark.run_id) > before:
-            continue
-        why = _over(settings.runs / mark.run_id)
-        if why is None:
+    for run_id, resource, why in _strays(settings):
+        if began(run_id) > before:
             continue
         if str(resource) not in known:
             seen[str(resource)] = time.time()
-            found.append(Reaped(mark.run_id, resource, "seen", f"{why}; the next sweep removes it"))
+            found.append(Reaped(run_id, resource, "seen", f"{why}; the next sweep removes it"))
         elif dry_run:
-            found.append(Reaped(mark.run_id, resource, "would remove", why))
+            found.append(Reaped(run_id, resource, "would remove", why))
         else:
             try:
                 REMOVERS[resource.kind](resource)
-                found.append(Reaped(mark.run_id, resource, "removed", why))
+                found.append(Reaped(run_id, resource, "removed", why))
             except DialtoneError as error:
                 seen[str(resource)] = known[str(resource)]
-                found.append(Reaped(mark.run_id, resource, "failed", error.message))
+                found.append(Reaped(run_id, resource, "failed", error.message))
     if not dry_run and seen != known:
         sightings.parent.mkdir(parents=True, exist_ok=True)
         write_whole(sightings, json.dumps(seen, indent=1))
     return found
+
+
+def _strays(settings: Settings) -> Iterator[tuple[str, Resource, str]]:
+    """What is ours and can't be in use, in the order in which it is to be removed: run, resource, why."""
+    mine = owner(settings)
+    for mark, resource in _marked():
+        why = _over(settings.runs / mark.run_id) if mark.owner == mine else None
+        if why:
+            yield mark.run_id, resource, why
+    for directory in sorted((settings.cache / "work").glob("*/")):
+        # Its run may have been of another directory of runs: who builds holds a lock, wherever the run is.
+        if not loops.alive(directory):
+            yield directory.name, Resource("path", str(directory)), "its build died"
 
 
 def _over(directory: Path) -> str | None:

@@ -3,7 +3,7 @@
     <cache>/images/<appliance>-<key>/    complete because it was renamed into place
         image.qcow2  image.qcow2.sha256  build.log  manifest.json  image.json
     <runs>/<run id>/build.log            while it is built, and after a failure
-    <cache>/work/<run id>/               what a running build writes; gone afterwards
+    work/<run id>/ in the cache          what a running build writes; gone afterwards
 
 The key covers the description, the elements' files, the kernel and the versions of the packages that the mirror has.
 The mirror is asked again when the package lists are a day old, and with `force`.

@@ -10,6 +10,7 @@ import pytest
 
 from harness import reaper
 from harness.cloud.ownership import Mark, owner
+from harness.image import loops
 from harness.reaper import began, sweep
 from harness.resources import Resource
 from harness.run import Run, State
@@ -102,6 +103,18 @@ def test_old_dead_run_without_resources_is_done(settings: Settings) -> None:
     run.save()
     assert sweep(settings) == []
     assert Run.open(run.directory).state is State.DONE
+
+
+def test_directory_of_a_build_that_nobody_holds_goes_at_the_second_sighting(settings: Settings) -> None:
+    dead, held = (settings.cache / "work" / name for name in ("20260101-000000-x-dead", "20260101-000000-x-held"))
+    for directory in (dead, held):
+        (directory / "output").mkdir(parents=True)
+    with loops.lock(held):
+        assert [(r.resource.name, r.outcome) for r in sweep(settings, dry_run=True)] == [(str(dead), "seen")]
+        assert [(r.resource.name, r.outcome) for r in sweep(settings)] == [(str(dead), "seen")]
+        assert dead.exists(), "once may be a build that has just begun"
+        assert [(r.resource.name, r.outcome) for r in sweep(settings)] == [(str(dead), "removed")]
+    assert not dead.exists() and held.exists()
 
 
 class Strays:
