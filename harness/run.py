@@ -195,16 +195,7 @@ class Run:
     @property
     def dead(self) -> bool:
         """Known to have died: still `active` on disk, and nobody holds its lock."""
-        if self.state is not State.ACTIVE or self._lock:
-            return False
-        try:
-            with (self.directory / "lock").open("w") as handle:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return True
-        except BlockingIOError:
-            return False
-        return True
+        return self.state is State.ACTIVE and not self._lock and not held(self.directory / "lock")
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
@@ -227,6 +218,18 @@ class Run:
         finally:
             entry.seconds = round(time.monotonic() - begin, 2)
             self.save()
+
+
+def held(lock: Path) -> bool:
+    """Whether a process holds the lock file (flock); nobody holds one that is not there."""
+    try:
+        with lock.open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def write_whole(path: Path, text: str, mode: int = 0o640) -> None:

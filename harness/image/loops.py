@@ -17,6 +17,7 @@ from typing import IO
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.process import CommandFailed, run
+from harness.run import held
 
 BLOCK = Path("/sys/block")
 MAPPER = Path("/dev/mapper")
@@ -62,14 +63,7 @@ def lock(directory: Path) -> IO[str]:
 
 def alive(directory: Path) -> bool:
     """Whether a process holds the build."""
-    try:
-        with (directory / "lock").open("r") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
+    return held(directory / "lock")
 
 
 def attached() -> dict[str, Path]:
