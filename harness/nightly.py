@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from harness.appliance import Appliance
@@ -23,31 +23,29 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def _on_stop(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def stoppable() -> AbstractContextManager[None]:
     """SIGTERM and a closed terminal stop a run like Ctrl-C does."""
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _on_stop(stop)
 
 
-@contextmanager
-def unstoppable(progress: Progress) -> Iterator[None]:
+def unstoppable(progress: Progress) -> AbstractContextManager[None]:
     """While things are removed a further Ctrl-C only says so: it must not leave more behind than the first."""
     def wait(number: int, frame: FrameType | None) -> None:
         progress.line("  removing what the run made; a moment")
 
-    before = {number: signal.signal(number, wait) for number in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return _on_stop(wait)
 
 
 def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Progress,
