@@ -84,7 +84,7 @@ def inspect(c: Context, appliance: str = DEFAULT, json: bool = False) -> None:
 def launch(c: Context, appliance: str = DEFAULT, cloud: str | None = None, json: bool = False) -> None:
     """Start a server from the built image and leave it running."""
     keep = "passed" if _settings().keep == "never" else "always"
-    _stages(appliance, json, lambda work: work.launch(_built(work)), cloud=cloud, keep=keep)
+    _stages(appliance, json, lambda work: work.launch(work.upload(_built(work))), cloud=cloud, keep=keep)
 
 
 @task(help={"run": "run id; without it the run whose server is running", "reboot": "reboot the server first"})

@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,13 +168,13 @@ def _boots(work: Work, count: int) -> Iterator[Row]:
     stock = work.settings.cache / "stock" / "out1" / "stock.qcow2"
     ours: dict[str, list[float]] = {}
     theirs = []
-    for _ in range(count):
-        with _alone(work):
-            work.launch(image)
+    for number in range(count):
+        with work.run.journal.passing(work.cloud.removers):
+            work.launch(work.upload(image), f"boot{number}")
             for name, seconds in work.run.facts["server"]["timings"].items():
                 ours.setdefault(name, []).append(seconds)
-        with _alone(work), work.progress.stage("stock"):
-            theirs.append(_stock_boot(work, stock))
+        with work.run.journal.passing(work.cloud.removers), work.progress.stage("stock"):
+            theirs.append(_stock_boot(work, stock, f"stock{number}"))
     medians = {name: statistics.median(seconds) for name, seconds in ours.items()}
     stock_done = statistics.median(theirs)
     yield Row("power-on to SSH command, first boot", "s", medians["ssh"], stock_done,
@@ -184,10 +183,10 @@ def _boots(work: Work, count: int) -> Iterator[Row]:
               "stock image until cloud-init is done", "17 s")
 
 
-def _stock_boot(work: Work, image: Path) -> float:
+def _stock_boot(work: Work, image: Path, name: str) -> float:
     """Seconds until the console of a server from the stock image says that cloud-init is done."""
     begin = time.monotonic()
-    server = work.cloud.launch(work.run, _spec(work, image), Deadline(600))
+    server = work.cloud.launch(work.run, _spec(work, image, name), Deadline(600))
     deadline = Deadline(600)
     while not _CLOUD_INIT_DONE.search(work.cloud.console(work.run, server)):
         if deadline.expired or not work.cloud.alive(work.run, server):
@@ -197,28 +196,15 @@ def _stock_boot(work: Work, image: Path) -> float:
     return time.monotonic() - begin
 
 
-def _spec(work: Work, image: Path) -> ServerSpec:
+def _spec(work: Work, image: Path, name: str) -> ServerSpec:
     size_ = work.appliance.server
-    return ServerSpec("stock", image, "debian", "", "#cloud-config\n{}\n", size_.memory, size_.cpus, size_.disk)
-
-
-@contextmanager
-def _alone(work: Work) -> Iterator[None]:
-    """What is launched inside is removed at the end, so that one measurement does not slow the next."""
-    before = set(map(str, work.run.journal.outstanding()))
-    try:
-        yield
-    finally:
-        for resource in work.run.journal.outstanding():
-            if str(resource) not in before and resource.kind in work.cloud.removers:
-                work.cloud.removers[resource.kind](resource)
-                work.run.journal.gone(resource)
+    return ServerSpec(name, os.fspath(image), "debian", "", "#cloud-config\n{}\n", size_.memory, size_.cpus, size_.disk)
 
 
 def _checks(work: Work) -> Iterator[Row]:
     image: Image = work.build()
-    with _alone(work):
-        server = work.launch(image)
+    with work.run.journal.passing(work.cloud.removers):
+        server = work.launch(work.upload(image), "checked")
         ours, results = _timed(lambda: _run_checks(work, server, ()))
         peer, _ = _timed(lambda: _run_checks(work, server, ("--host-backend", "ssh")))
     yield Row(f"all {results} checks of one server", "s", ours, peer, "testinfra's default ssh back end",

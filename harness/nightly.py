@@ -113,7 +113,8 @@ def nightly(work: Work, *, force: bool = False) -> None:
     work.host()
     image = work.build(force=force)
     work.inspect(image)
-    server = work.launch(image)
+    work.gate(image)
+    server = work.launch(work.upload(image))
     if not work.check(server):
         raise CheckFailed("checks failed after the first boot")
     if not work.reboot(server):

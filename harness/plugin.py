@@ -13,18 +13,17 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from socket import SOCK_DGRAM
 from typing import Any
 
 import pytest
 from testinfra.host import Host
 
 from harness import appliance as appliances_file
-from harness.access import namespace
+from harness.access import reach
 from harness.access.readiness import tail
 from harness.access.shell import ConnectionLost, Shell, ShellBackend
 from harness.appliance import Appliance
-from harness.cloud import Route, RouteKind, Server
+from harness.cloud import Server
 from harness.errors import DialtoneError, Fault
 from harness.voip.ng import NgClient
 
@@ -78,10 +77,7 @@ class Session:
     def load(cls, context: Path) -> Session:
         data = json.loads(context.read_text(encoding="utf-8"))
         described = appliances_file.select(appliances_file.load(Path(data["appliances"])), data["appliance"])
-        server = data["server"]
-        routes = tuple(Route(RouteKind(r["kind"]), r["address"], r["namespace"]) for r in server["routes"])
-        return cls(Path(data["ssh_config"]), described,
-                   Server(**{**server, "routes": routes, "console_log": Path(server["console_log"])}),
+        return cls(Path(data["ssh_config"]), described, Server.from_json(json.dumps(data["server"])),
                    data["cloud"], data["phase"], Path(data["results"]))
 
     def record(self, entry: dict[str, Any]) -> None:
@@ -187,8 +183,8 @@ def relay(session: Session) -> Iterator[NgClient]:
     if session.appliance.rtpengine is None:
         pytest.skip("the appliance has no relay")
     route = session.server.routes[0]
-    with NgClient(route.address, session.appliance.rtpengine.ng_port,
-                  partial(namespace.open_socket, route.namespace, SOCK_DGRAM)) as client:
+    port = session.appliance.rtpengine.ng_port
+    with NgClient(route.address, port, partial(reach.open_datagrams, session.config, route, port)) as client:
         yield client
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -51,10 +51,25 @@ class Journal:
                 alive[key] = Resource(entry["kind"], entry["name"], entry.get("data", {}))
         return list(reversed(alive.values()))
 
-    def remove_outstanding(self, removers: Mapping[str, Remover]) -> list[tuple[Resource, DialtoneError]]:
-        """Remove everything that is outstanding, newest first; go on after an error; return what is left."""
+    @contextmanager
+    def passing(self, removers: Mapping[str, Remover]) -> Iterator[None]:
+        """What is recorded inside is removed at the end; what was there before stays. Raises RemovalError."""
+        before = {(r.kind, r.name) for r in self.outstanding()}
+        try:
+            yield
+        finally:
+            left = self.remove_outstanding(removers, keep=before)
+        if left:
+            raise RemovalError("not removed: " + "; ".join(f"{r} ({e.message})" for r, e in left))
+
+    def remove_outstanding(self, removers: Mapping[str, Remover], keep: Collection[tuple[str, str]] = ()
+                           ) -> list[tuple[Resource, DialtoneError]]:
+        """Remove everything that is outstanding, newest first; go on after an error; return what is left.
+
+        `keep`: kinds and names of what stays.
+        """
         left = []
-        for resource in self.outstanding():
+        for resource in (r for r in self.outstanding() if (r.kind, r.name) not in keep):
             try:
                 remover = removers.get(resource.kind)
                 if remover is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -18,8 +19,10 @@ from typing import Any
 
 from harness import checks, host, reaper
 from harness.access import keys, readiness, shell, ssh_config
+from harness.access.readiness import Ready
 from harness.appliance import Appliance
-from harness.cloud import Cloud, Server, ServerSpec
+from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec
+from harness.cloud.local import LocalCloud
 from harness.conntrack import plan
 from harness.deadline import Deadline
 from harness.errors import DescriptionError, DialtoneError, Fault, InspectError, RemovalError
@@ -35,7 +38,7 @@ from harness.units import many, octets
 FIRST_BOOT = "first boot"
 AFTER_REBOOT = "after reboot"
 
-DEADLINES = {"build": 3600, "inspect": 300, "launch": 600, "check": 900, "reboot": 600}
+DEADLINES = {"look": 120, "build": 3600, "inspect": 300, "upload": 900, "launch": 600, "check": 900, "reboot": 600}
 """Seconds that a stage may take on a loaded machine without hardware acceleration."""
 
 
@@ -66,9 +69,12 @@ class Work:
             stuck = [r for r in reaped if r.outcome == "failed"]
             if stuck:
                 self.run.facts.setdefault("warnings", []).extend(f"{r.resource} of {r.run_id}: {r.why}" for r in stuck)
+            size = self.appliance.server
+            seen = self.cloud.look(Need(size.memory, size.cpus, size.disk), Deadline(DEADLINES["look"]))
             swept = sum(r.outcome == "removed" for r in reaped)
             self.run.facts["host"] = _host_facts() | {"accelerator": self.cloud.describe()}
-            say(f"ready; removed {swept} leftovers of dead runs" if swept else "ready")
+            say(", ".join(["ready", *([seen] if self.cloud.uploads else []),
+                           *([f"removed {many(swept, 'leftover')} of dead runs"] if swept else [])]))
 
     def build(self, *, force: bool = False) -> Image:
         """The image of the appliance: built, or taken from the cache where no input changed."""
@@ -105,20 +111,45 @@ class Work:
             if failed:
                 raise InspectError(f"{len(failed)} of {len(findings)} findings in the image are red: {failed[0].title}")
 
-    def launch(self, image: Image) -> Server:
-        """Start a server from the image and wait until cloud-init is done."""
+    def gate(self, image: Image) -> None:
+        """Boot the image on this machine before it is sent to a cloud; once an image. Raises as launch() does."""
+        passed = image.path.parent / "booted.json"
+        if not self.cloud.uploads or passed.exists():
+            return
+        with self._stage("boot") as say:
+            here = LocalCloud(self.settings)
+            with self.run.journal.passing(here.removers):
+                _, ready = self._boot(here, os.fspath(image.path), "gate", say)
+                shell.close_all(self.run)
+            write_whole(passed, json.dumps({"run": self.run.id, "cloud": here.describe(), "timings": ready.timings}))
+
+    def upload(self, image: Image) -> str:
+        """Make the image known to the cloud; what launch() takes."""
+        manifest = image.manifest.read_bytes()
+        file = ImageFile(image.path, self.appliance.name, image.sha256, hashlib.sha256(manifest).hexdigest(),
+                         int(json.loads(manifest)["virtual_size"]), self.appliance.server.memory)
+        if not self.cloud.uploads:
+            return self.cloud.upload(self.run, file, Deadline(DEADLINES["upload"]), self.progress.detail)
+        with self._stage("upload") as say:
+            return self.cloud.upload(self.run, file, Deadline(DEADLINES["upload"]), say)
+
+    def launch(self, image: str, name: str = "server1") -> Server:
+        """Start a server from an image that the cloud knows, and wait until cloud-init is done."""
         with self._stage("launch") as say:
-            deadline = Deadline(DEADLINES["launch"])
-            pair = keys.create(self.run)
-            spec = server_spec(self.settings, self.appliance, self.run, image.path, pair.public)
-            say("starting")
-            server = self.cloud.launch(self.run, spec, deadline)
-            ssh_config.write(self.run, [server])
-            ready = readiness.wait(self.cloud, self.run, server, deadline, say)
+            server, ready = self._boot(self.cloud, image, name, say)
             self.run.facts["server"] = {"name": server.name, "timings": ready.timings,
                                         "internal_ip": server.internal_ip, "floating_ip": server.floating_ip}
-            say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
             return server
+
+    def _boot(self, cloud: Cloud, image: str, name: str, say: Callable[[str], None]) -> tuple[Server, Ready]:
+        deadline = Deadline(DEADLINES["launch"])
+        spec = server_spec(self.settings, self.appliance, self.run, image, keys.create(self.run).public, name)
+        say("starting")
+        server = cloud.launch(self.run, spec, deadline)
+        ssh_config.write(self.run, [server])
+        ready = readiness.wait(cloud, self.run, server, deadline, say)
+        say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
+        return server, ready
 
     def check(self, server: Server, selection: Sequence[str] = ()) -> bool:
         """Run the appliance's checks on a server; True when all passed."""
@@ -169,10 +200,10 @@ class Work:
         self.run.save()
 
 
-def server_spec(settings: Settings, appliance: Appliance, run: Run, image: Path, public_key: str) -> ServerSpec:
+def server_spec(settings: Settings, appliance: Appliance, run: Run, image: str, public_key: str, name: str
+                ) -> ServerSpec:
     """What to launch for an appliance; user-data from cloud-init/user-data.yaml. Raises DescriptionError."""
     template = settings.project / "cloud-init" / "user-data.yaml"
-    name = "server1"
     try:
         user_data = Template(template.read_text(encoding="utf-8")).substitute(
             hostname=f"{appliance.name}-{run.id[-4:]}", ssh_public_key=public_key.strip())
@@ -205,13 +236,12 @@ def _host_facts() -> dict[str, Any]:
             "load": Path("/proc/loadavg").read_text().split()[0]}
 
 
-_NOUNS = {"namespace": "router", "process": "process", "link": "link", "path": "path", "mount": "mount",
-          "loop": "loop device"}
+_NOUNS = {"namespace": "router", "loop": "loop device", "os-floating-ip": "floating IP"}
 
 
 def _counted(resources: Sequence[Any]) -> str:
     counts: dict[str, int] = {}
     for resource in resources:
-        noun = _NOUNS.get(resource.kind, resource.kind)
+        noun = _NOUNS.get(resource.kind, resource.kind.removeprefix("os-").replace("-", " "))
         counts[noun] = counts.get(noun, 0) + 1
     return ", ".join(many(n, noun, "processes" if noun == "process" else None) for noun, n in counts.items())

@@ -33,5 +33,5 @@ def image(path: Path, *, ends: bool = False) -> Path:
 
 def spec(image: Path, name: str = "server1", ports: tuple[str, ...] = ()) -> ServerSpec:
     """A server of 64 MiB."""
-    return ServerSpec(name, image, "debian", "ssh-ed25519 AAAA test", "#cloud-config\n", memory=64, cpus=1, disk=1,
+    return ServerSpec(name, str(image), "debian", "ssh-ed25519 AAAA test", "#cloud-config\n", memory=64, cpus=1, disk=1,
                       ports=ports)

@@ -10,14 +10,13 @@ import json
 import os
 import re
 import select
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from harness.access import keys, namespace, ssh_config
-from harness.cloud import Cloud, RouteKind, Server
+from harness.access import keys, reach, ssh_config
+from harness.cloud import Cloud, Server
 from harness.deadline import Deadline
 from harness.errors import Fault, NotReadyError
 from harness.process import end_group
@@ -273,15 +272,7 @@ class _Watch:
             yield from (line.decode(errors="replace").strip() for line in whole if line.strip())
 
     def _port_open(self) -> bool:
-        route = self.server.routes[0]
-        inside = route.namespace if route.kind is RouteKind.NAMESPACE else ""
-        with namespace.open_socket(inside, socket.SOCK_STREAM) as attempt:
-            attempt.settimeout(_CONNECT)
-            try:
-                attempt.connect((route.address, 22))
-            except OSError:
-                return False
-            return True
+        return reach.port_open(ssh_config.path(self.run), self.server.routes[0], 22, _CONNECT)
 
     def _reached(self) -> None:
         self.timings[self.step.name] = round(time.monotonic() - self.began, 2)

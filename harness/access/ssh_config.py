@@ -2,6 +2,7 @@
 
     ssh -F runs/latest/ssh_config server1             through the router's namespace
     ssh -F runs/latest/ssh_config server1-floating    by the floating address
+    ssh -F runs/latest/ssh_config gateway-node1       the host in between, where there is one
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import shlex
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.access import keys
-from harness.cloud import Route, RouteKind, Server
+from harness.cloud import Gateway, Route, RouteKind, Server
+from harness.cloud.gateway import as_root, options, quoted
 from harness.errors import HostError
 from harness.resources import Resource
 from harness.run import Run, write_whole
@@ -69,12 +73,20 @@ def write(run: Run, servers: Sequence[Server]) -> Path:
         if server.floating_ip:
             ways[floating(server)] = next((r for r in server.routes if r.kind is RouteKind.FLOATING_IP),
                                           Route(RouteKind.FLOATING_IP, server.floating_ip))
-        blocks += [_block(alias, server, route, control) for alias, route in ways.items()]
+        blocks += [_block(run, alias, server, route, control) for alias, route in ways.items()]
+    gateways = list(dict.fromkeys(r.gateway for server in servers for r in server.routes if r.gateway))
+    blocks += [_gateway_block(gateway, control) for gateway in gateways]
     head = f"# Every server of run {run.id}: ssh -F {os.path.relpath(path(run))} <server>\n"
     common = _COMMON.format(identity=_quoted(run.directory / "ssh_key"), persist=_CONTROL_PERSIST,
                             known_hosts=_quoted(keys.known_hosts(run)))
-    write_whole(path(run), "\n".join([head, *blocks, f"Host *\n{common}"]))
+    everything_else = " ".join(["*", *(f"!{gateway_alias(g)}" for g in gateways)])
+    write_whole(path(run), "\n".join([head, *blocks, f"Host {everything_else}\n{common}"]))
     return path(run)
+
+
+def gateway_alias(gateway: Gateway) -> str:
+    """The alias by which the host in between is reached."""
+    return "gateway-" + re.sub(r"[^A-Za-z0-9.-]", "-", gateway.host)
 
 
 def names_of(server: Server) -> list[str]:
@@ -86,15 +98,33 @@ def names_of(server: Server) -> list[str]:
 def aliases(run: Run) -> list[str]:
     """The aliases that the run's ssh_config has; none where it isn't written yet."""
     text = path(run).read_text(encoding="utf-8") if path(run).exists() else ""
-    return [line.split()[1] for line in text.splitlines() if line.startswith("Host ") and line != "Host *"]
+    return [line.split()[1] for line in text.splitlines() if line.startswith("Host ") and not line.startswith("Host *")]
 
 
-def _block(alias: str, server: Server, route: Route, control: Path) -> str:
+def _block(run: Run, alias: str, server: Server, route: Route, control: Path) -> str:
     lines = [f"Host {alias}", f"    HostName {route.address}", f"    HostKeyAlias {alias}", f"    User {server.user}",
              f"    ControlPath {_socket(control, alias)}"]
+    if proxy := _proxy(run, route):
+        lines.append(f"    ProxyCommand {proxy}")
+    return "\n".join(lines) + "\n"
+
+
+def _proxy(run: Run, route: Route) -> str:
+    """The command whose standard input and output are the connection to port %p of %h; empty: none is needed."""
+    through = ""
+    if route.gateway:
+        config = shlex.quote(os.fspath(path(run).resolve())).replace("%", "%%")
+        through = f"ssh -F {config} {gateway_alias(route.gateway)} "
     if route.kind is RouteKind.NAMESPACE:
-        sudo = "" if os.geteuid() == 0 else "sudo -n "
-        lines.append(f"    ProxyCommand {sudo}ip netns exec {route.namespace} nc %h %p")
+        return through + " ".join(as_root(route.gateway, ["ip", "netns", "exec", route.namespace, "nc", "%h", "%p"]))
+    return f"{through}-W [%h]:%p" if through else ""
+
+
+def _gateway_block(gateway: Gateway, control: Path) -> str:
+    alias = gateway_alias(gateway)
+    lines = [f"Host {alias}", *(f"    {key} {value}" for key, value in options(gateway).items()),
+             f"    ControlPath {_socket(control, alias)}", "    ControlMaster auto",
+             f"    ControlPersist {_CONTROL_PERSIST}"]
     return "\n".join(lines) + "\n"
 
 
@@ -124,4 +154,4 @@ def _control_directory(run: Run) -> Path:
 
 
 def _quoted(file: Path) -> str:
-    return f'"{os.fspath(file.resolve())}"'.replace("%", "%%")
+    return quoted(os.fspath(file.resolve()))

@@ -6,8 +6,9 @@ server of any cloud by the same route.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -22,23 +23,64 @@ class RouteKind(StrEnum):
 
     NAMESPACE = "namespace"
     FLOATING_IP = "floating-ip"
+    JUMP = "jump"
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A host that SSH goes through: a network node with the routers' namespaces, or a jump host.
+
+    Its host key must be in `known_hosts` (empty: the user's own file); `identity_file` empty: what ssh finds itself.
+    """
+
+    host: str
+    user: str = ""
+    port: int = 22
+    identity_file: str = ""
+    known_hosts: str = ""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A way to a server: `namespace` is set for NAMESPACE, then `address` is the internal one."""
+    """A way to a server: `namespace` is set for NAMESPACE, on this host or on `gateway`; `gateway` is for JUMP, too.
+
+    `address` is the floating one for FLOATING_IP, else the internal one.
+    """
 
     kind: RouteKind
     address: str
     namespace: str = ""
+    gateway: Gateway | None = None
+
+
+@dataclass(frozen=True)
+class Need:
+    """What `count` servers need: each `memory` MiB, `cpus` processors and `disk` GiB."""
+
+    memory: int
+    cpus: int
+    disk: int
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to be uploaded: a qcow2 file; `virtual_size` in octets, `min_ram` in MiB, hashes in hexadecimal."""
+
+    path: Path
+    appliance: str
+    sha256: str
+    manifest_sha256: str
+    virtual_size: int
+    min_ram: int
 
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """What to launch. `image` is a qcow2 file that is never written to; memory in MiB, disk in GiB."""
+    """What to launch. `image` is what upload() returned; memory in MiB, disk in GiB."""
 
     name: str
-    image: Path
+    image: str
     user: str
     public_key: str
     user_data: str
@@ -61,11 +103,28 @@ class Server:
     routes: tuple[Route, ...]
     console_log: Path
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Server:
+        """Raises ValueError, KeyError or TypeError for what to_json() didn't write."""
+        data = json.loads(text)
+        routes = tuple(Route(RouteKind(r["kind"]), r["address"], r["namespace"],
+                             Gateway(**r["gateway"]) if r["gateway"] else None) for r in data["routes"])
+        return cls(**{**data, "routes": routes, "console_log": Path(data["console_log"])})
+
+
+Say = Callable[[str], None]
+"""Shows what is done now."""
+
 
 class Cloud(Protocol):
     """Every method records what it makes in the run's journal before it makes it."""
 
     name: str
+    uploads: bool
+    """Whether images have to be sent to it."""
 
     @property
     def removers(self) -> Mapping[str, Remover]:
@@ -73,6 +132,12 @@ class Cloud(Protocol):
 
     def describe(self) -> str:
         """One phrase for people: `local (QEMU, TCG)`."""
+
+    def look(self, need: Need, deadline: Deadline) -> str:
+        """Whether the cloud takes what is needed, in a phrase; makes nothing. Raises CloudError, DescriptionError."""
+
+    def upload(self, run: Run, image: ImageFile, deadline: Deadline, say: Say) -> str:
+        """Make the image known to the cloud; what it is called there. Raises CloudError."""
 
     def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
         """Start a server; return when it has an address, it need not be ready. Raises CloudError, HostError."""

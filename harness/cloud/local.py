@@ -1,7 +1,8 @@
 """The cloud `local`: QEMU on this machine, behind a router like Neutron's.
 
     runs/<id>/router/                DHCP's configuration and log
-    runs/<id>/<server>/server.json   what the server is, and its place in the network
+    runs/<id>/<server>/server.json   what the server is
+                      /port.json     its place in the network
                       /console.log   its serial console
                       /qemu.log      what QEMU itself had to say
 """
@@ -22,7 +23,21 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from harness.cloud import Route, RouteKind, Server, ServerSpec, accelerator, configdrive, dhcp, disk, egress, qemu
+from harness.cloud import (
+    ImageFile,
+    Need,
+    Route,
+    RouteKind,
+    Say,
+    Server,
+    ServerSpec,
+    accelerator,
+    configdrive,
+    dhcp,
+    disk,
+    egress,
+    qemu,
+)
 from harness.cloud import network as networks
 from harness.cloud.accelerator import Accelerator
 from harness.cloud.network import Network, Port
@@ -44,7 +59,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 
 @dataclass(frozen=True)
 class _Record:
-    """What server.json holds."""
+    """What server.json and port.json hold."""
 
     server: Server
     port: Port
@@ -55,6 +70,7 @@ class LocalCloud:
     """Implements harness.cloud.Cloud."""
 
     name = "local"
+    uploads = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -75,7 +91,15 @@ class LocalCloud:
         try:
             return f"local (QEMU, {self.accelerator.name.upper()})"
         except CommandMissing:
-            return "local (QEMU, not installed yet)"
+            return "local (QEMU)"
+
+    def look(self, need: Need, deadline: Deadline) -> str:
+        """This host is looked at by harness.host."""
+        return self.describe()
+
+    def upload(self, run: Run, image: ImageFile, deadline: Deadline, say: Say) -> str:
+        """The image's own file: a server's disk lies over it."""
+        return os.fspath(image.path)
 
     def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
         """Start a server; it has its addresses and its QEMU runs when this returns.
@@ -95,7 +119,7 @@ class LocalCloud:
         except FileExistsError:
             raise DescriptionError(f"run {run.id} has a server {spec.name} already") from None
         root = directory / "disk.qcow2"
-        disk.create(spec.image, root, spec.disk, self._settings.cache, run.journal, deadline)
+        disk.create(Path(spec.image), root, spec.disk, self._settings.cache, run.journal, deadline)
         network = self._network(run)
         with _allocating(run):
             record = self._place(run, network, spec, deadline)
@@ -210,18 +234,15 @@ def _text(path: Path) -> str:
 
 
 def _save(run: Run, record: _Record) -> None:
-    server, port = record.server, record.port
-    write_whole(run.directory / server.name / "server.json", json.dumps({
-        "name": server.name, "id": server.id, "user": server.user, "internal_ip": server.internal_ip,
-        "floating_ip": server.floating_ip, "console_log": os.fspath(server.console_log),
-        "routes": [{"kind": r.kind, "address": r.address, "namespace": r.namespace} for r in server.routes],
-        "number": port.number, "ports": list(port.ports), "token": record.token}, indent=1))
+    port = record.port
+    directory = run.directory / record.server.name
+    write_whole(directory / "port.json", json.dumps({
+        "number": port.number, "floating_ip": str(port.floating_ip), "ports": list(port.ports),
+        "token": record.token}, indent=1))
+    write_whole(directory / "server.json", record.server.to_json())  # last: it says that the place is taken
 
 
 def _load(path: Path) -> _Record:
-    data = json.loads(path.read_text(encoding="utf-8"))
-    routes = tuple(Route(RouteKind(r["kind"]), r["address"], r["namespace"]) for r in data["routes"])
-    server = Server(data["name"], data["id"], data["user"], data["internal_ip"], data["floating_ip"], routes,
-                    Path(data["console_log"]))
-    return _Record(server, Port(data["number"], IPv4Address(data["floating_ip"]), tuple(data["ports"])),
-                   data["token"])
+    data = json.loads(path.with_name("port.json").read_text(encoding="utf-8"))
+    return _Record(Server.from_json(path.read_text(encoding="utf-8")),
+                   Port(data["number"], IPv4Address(data["floating_ip"]), tuple(data["ports"])), data["token"])

@@ -10,7 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from harness.deadline import Deadline
 from harness.errors import CheckFailed
@@ -106,17 +106,29 @@ def _number(digits: bytes) -> int:
     return int(digits)
 
 
+class Datagrams(Protocol):
+    """What is used of a UDP socket (socket(7))."""
+
+    def sendto(self, data: bytes, address: tuple[str, int], /) -> int: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def settimeout(self, seconds: float | None, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class NgClient:
     """Talks to the relay at `address` (IPv4 or IPv6 in text form) and UDP `port`; close() it or use `with`.
 
     `open_socket` makes the UDP socket: one of another network namespace, say.
     """
 
-    def __init__(self, address: str, port: int, open_socket: Callable[[], socket.socket] | None = None,
+    def __init__(self, address: str, port: int, open_socket: Callable[[], Datagrams] | None = None,
                  seconds: float = 5.0) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self.address, self.port, self.seconds = address, port, seconds
-        self._socket = open_socket() if open_socket else socket.socket(family, socket.SOCK_DGRAM)
+        self._socket: Datagrams = open_socket() if open_socket else socket.socket(family, socket.SOCK_DGRAM)
         # The relay answers a cookie that it knows from its cache, whoever sends it: no two clients may share one.
         self._cookies = (f"{unique}-{n}".encode() for unique in [secrets.token_hex(8)] for n in itertools.count())
 
