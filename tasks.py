@@ -109,7 +109,7 @@ def report(c: Context, run: str | None = None) -> None:
 @task(help={"run": "run id; without it the run whose server is running"})
 def ssh(c: Context, run: str | None = None) -> None:
     """Log in to the running server; a command may follow after `--`."""
-    chosen, server = _only_server(run)
+    _, chosen, server = _only_server(run)
     command = ["ssh", "-F", os.fspath(chosen.directory / "ssh_config"), server.name, *shlex.split(c.remainder)]
     if shutil.which("ssh") is None:
         raise CommandMissing("ssh")
@@ -119,11 +119,13 @@ def ssh(c: Context, run: str | None = None) -> None:
 
 @task(help={"run": "run id; without it the run whose server is running", "follow": "go on until Ctrl-C"})
 def console(c: Context, run: str | None = None, follow: bool = False) -> None:
-    """Print what the server wrote on its serial console."""
+    """Print what the server wrote on its serial console, and where a browser shows it."""
     from harness.access.console import show
 
-    _, server = _only_server(run)
-    show(server.console_log, sys.stdout, follow=follow)
+    cloud, chosen, server = _only_server(run)
+    show(lambda: cloud.console(chosen, server), sys.stdout, follow=follow)
+    if url := cloud.console_url(server):
+        print(url, file=sys.stderr)
 
 
 @task(help={"run": "run id; without it every run that keeps a server"})
@@ -134,12 +136,13 @@ def destroy(c: Context, run: str | None = None) -> None:
     _leave(kept.destroy(_settings(), run, sys.stdout))
 
 
-@task(help={"dry_run": "only say what would be removed", "older_than": "like 6h: only runs that began before"})
-def reap(c: Context, dry_run: bool = False, older_than: str | None = None) -> None:
+@task(help={"dry_run": "only say what would be removed", "older_than": "like 6h: only runs that began before",
+            "cloud": "look there, too: a name in clouds.yaml"})
+def reap(c: Context, dry_run: bool = False, older_than: str | None = None, cloud: str | None = None) -> None:
     """Remove what dead runs left behind."""
     from harness import kept
 
-    _leave(kept.reap(_settings(), sys.stdout, dry_run=dry_run, older_than=older_than))
+    _leave(kept.reap(_settings(cloud=cloud), sys.stdout, dry_run=dry_run, older_than=older_than))
 
 
 @task(help={"unit": "only the tests that need neither root nor guests", "nightly": "also the long ones"})
@@ -189,14 +192,15 @@ def _built(work: Any) -> Any:
     return image
 
 
-def _only_server(wanted: str | None) -> tuple[Any, Any]:
+def _only_server(wanted: str | None) -> tuple[Any, Any, Any]:
     from harness import kept
     from harness.cloud.choose import choose
 
     settings = _settings()
     run = kept.find(settings, wanted)
-    servers = choose(_settings(cloud=run.cloud)).servers(run)
+    cloud = choose(_settings(cloud=run.cloud))
+    servers = cloud.servers(run)
     if not servers:
         raise DescriptionError(f"run {run.id} has no server", hint="./inv launch starts one")
-    return run, servers[0]
+    return cloud, run, servers[0]
 

@@ -117,6 +117,10 @@ class CloudError(DialtoneError):
     fault = Fault.CLOUD
 
 
+class Unreachable(CloudError):
+    """An API can't be reached, or its answer never came: what was asked may have been done or not."""
+
+
 class RemovalError(DialtoneError):
     """Something that a run made could not be removed."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from harness import appliance as appliances_file
@@ -37,7 +38,7 @@ def find(settings: Settings, wanted: str | None) -> Run:
 def check_again(settings: Settings, run: Run, progress: Progress, *, selection: Sequence[str], reboot: bool) -> int:
     """Run the checks on the kept server of `run` and write its report anew. Returns the exit code."""
     run.lock()
-    cloud = choose(settings)
+    cloud = choose(replace(settings, cloud=run.cloud))
     appliance = appliances_file.select(appliances_file.load(settings.appliances), run.appliance)
     servers = cloud.servers(run)
     if not servers:
@@ -73,7 +74,7 @@ def destroy(settings: Settings, wanted: str | None, out: TextIO) -> int:
     for run in runs:
         run.lock()
         with unstoppable(Progress(out)):
-            left = run.journal.remove_outstanding(choose(settings).removers)
+            left = run.journal.remove_outstanding(choose(replace(settings, cloud=run.cloud)).removers)
         for resource, error in left:
             print(f"{run.id}: {resource} is not removed: {error.message}", file=out)
             code = ExitCode.NOT_REMOVED

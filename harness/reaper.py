@@ -1,4 +1,4 @@
-"""Removes what dead runs left on this host.
+"""Removes what dead runs left on this host and in a cloud.
 
 From two sides. A run that is known to have died is removed by its journal, at once. What bears this checkout's mark
 while its run is done, or gone (somebody deleted runs/), and the directory of a build that nobody holds, is removed
@@ -8,6 +8,7 @@ being worked on, runs that were kept, and whatever lacks our mark are left alone
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from harness.cloud import Cloud
 from harness.cloud.choose import choose
 from harness.cloud.ownership import Mark, find, owner
 from harness.errors import DescriptionError, DialtoneError, HostError
@@ -90,7 +92,9 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
     known = _recall(sightings)
     found: list[Reaped] = []
     seen: dict[str, float] = {}
-    for run_id, resource, why in _strays(settings):
+    cloud = choose(settings)
+    removers = {**REMOVERS, **cloud.removers}
+    for run_id, resource, why in _strays(settings, cloud):
         if began(run_id) > before:
             continue
         if str(resource) not in known:
@@ -100,7 +104,7 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
             found.append(Reaped(run_id, resource, "would remove", why))
         else:
             try:
-                REMOVERS[resource.kind](resource)
+                removers[resource.kind](resource)
                 found.append(Reaped(run_id, resource, "removed", why))
             except DialtoneError as error:
                 seen[str(resource)] = known[str(resource)]
@@ -111,10 +115,10 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
     return found
 
 
-def _strays(settings: Settings) -> Iterator[tuple[str, Resource, str]]:
+def _strays(settings: Settings, cloud: Cloud) -> Iterator[tuple[str, Resource, str]]:
     """What is ours and can't be in use, in the order in which it is to be removed: run, resource, why."""
     mine = owner(settings)
-    for mark, resource in _marked():
+    for mark, resource in itertools.chain(cloud.marked(), _marked()):
         why = _over(settings.runs / mark.run_id) if mark.owner == mine else None
         if why:
             yield mark.run_id, resource, why

@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from harness.errors import DescriptionError, DialtoneError, HostError, RemovalError
+from harness.errors import DescriptionError, DialtoneError, HostError, RemovalError, Unreachable
 from harness.resources import Remover, Resource
 
 
@@ -68,8 +68,13 @@ class Journal:
 
         `keep`: kinds and names of what stays.
         """
-        left = []
+        left: list[tuple[Resource, DialtoneError]] = []
+        silent: dict[str, DialtoneError] = {}
         for resource in (r for r in self.outstanding() if (r.kind, r.name) not in keep):
+            cloud = str(resource.data.get("cloud", ""))
+            if cloud in silent:  # each further question would wait as long for no answer
+                left.append((resource, silent[cloud]))
+                continue
             try:
                 remover = removers.get(resource.kind)
                 if remover is None:
@@ -77,6 +82,8 @@ class Journal:
                 remover(resource)
             except DialtoneError as error:
                 left.append((resource, error))
+                if cloud and isinstance(error, Unreachable):
+                    silent[cloud] = error
             except OSError as error:
                 left.append((resource, RemovalError(f"{resource} can't be removed: {error.strerror or error}")))
             else:

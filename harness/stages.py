@@ -224,6 +224,10 @@ def previous_stages(settings: Settings, run: Run) -> dict[str, float]:
 
 def finish(work: Work, first_error: DialtoneError | None, keep: bool) -> None:
     """Settle the run's state on disk."""
+    if work.cloud.calls:
+        calls = work.cloud.calls
+        work.run.facts.setdefault("cloud", {})["api_calls"] = (
+            f"{sum(calls.values())} ({', '.join(f'{n} {method}' for method, n in sorted(calls.items()))})")
     work.run.facts["exit_code"] = int(first_error.exit_code) if first_error else 0
     work.run.state = State.KEPT if keep else State.DONE
     work.run.save()

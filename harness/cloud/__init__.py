@@ -7,14 +7,15 @@ server of any cloud by the same route.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from harness.cloud.ownership import Mark
 from harness.deadline import Deadline
-from harness.resources import Remover
+from harness.resources import Remover, Resource
 from harness.run import Run
 
 
@@ -127,6 +128,10 @@ class Cloud(Protocol):
     """Whether images have to be sent to it."""
 
     @property
+    def calls(self) -> Mapping[str, int]:
+        """Requests to its APIs so far, by HTTP method; empty for a cloud without any."""
+
+    @property
     def removers(self) -> Mapping[str, Remover]:
         """Removers for all the kinds of resource that this cloud journals."""
 
@@ -145,8 +150,14 @@ class Cloud(Protocol):
     def servers(self, run: Run) -> Sequence[Server]:
         """The servers of a run that were launched and not removed, read back from the run's directory."""
 
+    def marked(self) -> Iterator[tuple[Mark, Resource]]:
+        """What this checkout made in the cloud's APIs, whatever its run, in the order in which it is to be removed."""
+
     def alive(self, run: Run, server: Server) -> bool:
         """Whether the server's machine still runs (a crashed or powered-off one doesn't)."""
 
     def console(self, run: Run, server: Server) -> str:
-        """Everything that the server has printed on its serial console so far."""
+        """Everything that the server has printed on its serial console so far; it is in its log, too."""
+
+    def console_url(self, server: Server) -> str:
+        """Where a browser shows the console; empty where there is no such place. Raises CloudError."""

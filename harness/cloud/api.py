@@ -28,11 +28,13 @@ from requests.adapters import HTTPAdapter
 from harness.cloud import options
 from harness.cloud.options import CloudOptions
 from harness.deadline import Deadline
-from harness.errors import CloudError, DescriptionError, Fault
+from harness.errors import CloudError, DescriptionError, Fault, Unreachable
 from harness.settings import Settings
 
 PATIENCE = 60.0
 """Seconds for which a request is repeated."""
+_ABSENT = 10.0
+"""Seconds for which that is done where nobody listens at all: a service that restarts, or a cloud that is gone."""
 _TIMEOUT = (10.0, 90.0)
 """Seconds to connect, and between two octets of an answer."""
 _SETTLE = (0.0, 2.0, 5.0)
@@ -45,10 +47,6 @@ T = TypeVar("T")
 
 class QuotaExceeded(CloudError):
     """The project may not have more of something."""
-
-
-class Unreachable(CloudError):
-    """An API can't be reached, or its answer never came."""
 
 
 class Refused(CloudError):
@@ -75,8 +73,11 @@ class _Transport(HTTPAdapter):
                 self._counts[str(request.method)] += 1
             try:
                 response = super().send(request, stream, timeout or _TIMEOUT, verify, cert, proxies)
-            except (requests.ConnectionError, requests.Timeout):
-                if not _repeatable(request) or limit.remaining < delay:
+            except (requests.ConnectionError, requests.Timeout) as error:
+                nobody = isinstance(error, requests.ConnectionError) and "NewConnectionError" in str(error)
+                # A connection that was never made carried no request: that may be tried again whatever it was.
+                patience = limit.remaining - (PATIENCE - _ABSENT if nobody else 0.0)
+                if not (nobody or _repeatable(request)) or patience < delay:
                     raise
                 wait = delay
             else:
@@ -151,11 +152,6 @@ class Api:
         self.sdk.session.session = session = requests.Session()
         session.mount("http://", transport)
         session.mount("https://", transport)
-
-    @property
-    def calls(self) -> int:
-        """Requests that were sent so far, repeated ones included."""
-        return sum(self.counts.values())
 
     def get(self, what: str, action: Callable[[], T]) -> T:
         """Do `action`, which changes nothing or may be done twice; `what` is for people. Raises CloudError."""

@@ -19,9 +19,9 @@ from openstack.exceptions import NotFoundException, raise_from_response
 from openstack.image.v2._proxy import Proxy
 
 from harness.cloud import Say
-from harness.cloud.api import Api, Refused, Unreachable, translated
+from harness.cloud.api import Api, Refused, translated
 from harness.deadline import Deadline
-from harness.errors import CloudError, HostError
+from harness.errors import CloudError, HostError, Unreachable
 from harness.units import octets
 
 TAG = "dialtone"

@@ -77,6 +77,10 @@ class LocalCloud:
         self._accelerator: Accelerator | None = None
 
     @property
+    def calls(self) -> Mapping[str, int]:
+        return {}
+
+    @property
     def removers(self) -> Mapping[str, Remover]:
         return REMOVERS
 
@@ -146,6 +150,14 @@ class LocalCloud:
         launched = {r.name for r in run.journal.outstanding() if r.kind == "process"}
         records = [_load(path) for path in run.directory.glob("*/server.json")]
         return [r.server for r in sorted(records, key=lambda r: r.port.number) if r.token in launched]
+
+    def marked(self) -> Iterator[tuple[Mark, Resource]]:
+        """Everything of this cloud is on this host, where the reaper looks itself."""
+        return iter(())
+
+    def console_url(self, server: Server) -> str:
+        """None: the console is on this host."""
+        return ""
 
     def alive(self, run: Run, server: Server) -> bool:
         """Whether the server's QEMU runs."""

@@ -56,6 +56,10 @@ class OpenStackCloud:
         self._consoles: dict[str, float] = {}
 
     @property
+    def calls(self) -> Mapping[str, int]:
+        return dict(self.api.counts)
+
+    @property
     def removers(self) -> Mapping[str, Remover]:
         kinds = dict.fromkeys((*neutron.KINDS, "os-router-interface"), self._remove_of_network)
         return {**REMOVERS, **kinds, "os-server": self._remove_server, "os-key-pair": self._remove_key_pair,

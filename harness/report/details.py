@@ -64,6 +64,23 @@ def machine(report: Report) -> Markup | None:
     return section("Machine", facts_list(facts), id_="machine") if facts else None
 
 
+_CLOUD = {"name": "cloud", "region": "region", "api_calls": "API calls", "image_id": "image", "server_id": "server",
+          "flavor": "flavor", "config_drive": "config drive", "hypervisor": "hypervisor", "namespace": "namespace",
+          "network_host": "on host"}
+
+
+def cloud(report: Report) -> Markup | None:
+    """Which cloud, what the run's things are called there, and how the server was reached."""
+    facts = report.fact("cloud")
+    if not facts:
+        return None
+    server = report.fact("server")
+    rows = [(title, words(facts[name])) for name, title in _CLOUD.items() if name in facts]
+    rows += [(title, words(server[name])) for name, title in (
+        ("internal_ip", "internal address"), ("floating_ip", "floating IP")) if server.get(name)]
+    return section("Cloud", facts_list(rows), id_="cloud")
+
+
 def history(report: Report, verdict: Verdict) -> Markup | None:
     """This run against the runs that lie beside it."""
     if not report.history:

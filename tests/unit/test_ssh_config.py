@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from harness.access import ssh_config
-from harness.cloud import Route, RouteKind, Server
+from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.errors import HostError
 from harness.resources import REMOVERS, Resource
 from harness.run import Run
@@ -83,3 +83,31 @@ def test_a_directory_that_others_can_enter_is_refused(run: Run) -> None:
 
 def test_no_file_no_aliases(run: Run) -> None:
     assert ssh_config.aliases(run) == []
+
+
+NODE = Gateway("node1.example", "stack", 2022, "/keys/node key", "/keys/known")
+REMOTE = replace(SERVER, routes=(replace(SERVER.routes[0], gateway=NODE), SERVER.routes[1]))
+
+
+def test_a_namespace_on_a_network_node_is_reached_through_it(run: Run) -> None:
+    config = ssh_config.write(run, [REMOTE])
+    assert option(run, "server1", "proxycommand") == (
+        f"ssh -F '{config}' gateway-node1.example sudo -n ip netns exec qrouter-1 nc %h %p")
+    with pytest.raises(StopIteration):
+        option(run, "server1-floating", "proxycommand")
+
+
+def test_a_jump_host_opens_the_connection_itself(run: Run) -> None:
+    config = ssh_config.write(run, [replace(SERVER, routes=(Route(RouteKind.JUMP, "10.64.0.10", gateway=NODE),))])
+    assert option(run, "server1", "proxycommand") == f"ssh -F '{config}' gateway-node1.example -W [%h]:%p"
+
+
+def test_a_gateway_has_its_own_key_and_pins(run: Run) -> None:
+    ssh_config.write(run, [REMOTE])
+    alias = ssh_config.gateway_alias(NODE)
+    seen = {name: option(run, alias, name) for name in (
+        "hostname", "user", "port", "identityfile", "userknownhostsfile", "stricthostkeychecking", "controlmaster")}
+    assert seen == {"hostname": "node1.example", "user": "stack", "port": "2022", "identityfile": "/keys/node key",
+                    "userknownhostsfile": "/keys/known", "stricthostkeychecking": "true", "controlmaster": "auto"}
+    assert alias in ssh_config.aliases(run)
+    assert "ssh_key" not in option(run, alias, "identityfile")

@@ -1,0 +1,237 @@
+"""The transport against a real HTTP server that misbehaves as it is told; no cloud behind it."""
+
+from __future__ import annotations
+
+import email.utils
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import requests
+
+from harness.cloud import api
+from harness.cloud.api import Api, Refused, cloud_names, retry_after, translated
+from harness.deadline import Deadline
+from harness.errors import CloudError, DescriptionError, Fault, Unreachable
+from harness.settings import Settings
+
+Plan = list[tuple[int, dict[str, str]]]
+
+
+class Faulty(BaseHTTPRequestHandler):
+    """Answers as `plan` says, 0 meaning that the connection is cut; 200 when it is used up."""
+
+    plan: ClassVar[Plan] = []
+    seen: ClassVar[list[str]] = []
+
+    def answer(self) -> None:
+        type(self).seen.append(self.command)
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        status, headers = type(self).plan.pop(0) if type(self).plan else (200, {})
+        if status == 0:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_POST = do_PUT = do_DELETE = answer
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    Faulty.plan, Faulty.seen = [], []
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+    thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{running.server_address[1]}"
+    running.shutdown()
+    running.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def session() -> requests.Session:
+    made = requests.Session()
+    made.trust_env = False
+    made.counts = Counter()  # type: ignore[attr-defined]
+    made.mount("http://", api._Transport(made.counts, threading.Lock()))  # type: ignore[attr-defined]
+    return made
+
+
+@pytest.mark.parametrize("fault", [(503, {}), (429, {}), (502, {}), (0, {})])
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_may_be_repeated_is(server: str, session: requests.Session, method: str,
+                                 fault: tuple[int, dict[str, str]]) -> None:
+    Faulty.plan = [fault]
+    assert session.request(method, server).status_code == 200
+    assert Faulty.seen == [method, method]
+    assert session.counts == {method: 2}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", [503, 504])
+def test_a_creation_is_not_repeated_blindly(server: str, session: requests.Session, status: int) -> None:
+    Faulty.plan = [(status, {})]
+    assert session.post(server, json={}).status_code == status
+    assert Faulty.seen == ["POST"]
+
+
+def test_a_creation_that_was_cut_is_not_repeated(server: str, session: requests.Session) -> None:
+    Faulty.plan = [(0, {})]
+    with pytest.raises(requests.ConnectionError):
+        session.post(server, json={})
+    assert Faulty.seen == ["POST"]
+
+
+def test_a_creation_that_was_refused_unseen_is_repeated(server: str, session: requests.Session) -> None:
+    Faulty.plan = [(429, {"Retry-After": "0"})]
+    assert session.post(server, json={}).status_code == 200
+    assert Faulty.seen == ["POST", "POST"]
+
+
+def test_retry_after_is_waited_for(server: str, session: requests.Session) -> None:
+    Faulty.plan = [(503, {"Retry-After": "1"})]
+    begin = time.monotonic()
+    session.get(server)
+    assert time.monotonic() - begin >= 1.0
+
+
+def test_a_retry_after_beyond_the_patience_is_not(server: str, session: requests.Session) -> None:
+    Faulty.plan = [(503, {"Retry-After": "3600"})]
+    assert session.get(server).status_code == 503
+
+
+def test_a_body_that_was_streamed_is_not_sent_again(server: str, session: requests.Session) -> None:
+    Faulty.plan = [(503, {})]
+    assert session.put(server, data=iter([b"x"])).status_code in (503, 200)
+    assert Faulty.seen.count("PUT") == 1
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    assert retry_after({"Retry-After": "7"}) == 7.0
+    assert 3 < retry_after({"Retry-After": email.utils.formatdate(time.time() + 5, usegmt=True)}) <= 5
+    assert retry_after({"Retry-After": "soon"}) == 0.0
+    assert retry_after({}) == 0.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
+    return Settings.load(tmp_path, {})
+
+
+def written(settings: Settings, text: str) -> None:
+    (settings.project / "clouds.yaml").write_text(text)
+
+
+CLOUD = """
+clouds:
+  lab:
+    region_name: One
+    auth: {auth_url: "http://127.0.0.1:1/v3", username: me, password: s3cr3t-word, project_name: p,
+           user_domain_name: Default, project_domain_name: Default}
+    dialtone: {external_network: public}
+"""
+
+
+def test_a_cloud_is_found_with_its_options(settings: Settings) -> None:
+    written(settings, CLOUD)
+    assert cloud_names(settings) == ["lab"]
+    found = Api("lab", settings)
+    assert (found.region, found.options.external_network) == ("One", "public")
+
+
+def test_an_unknown_cloud_names_those_that_are_known(settings: Settings) -> None:
+    written(settings, CLOUD)
+    with pytest.raises(DescriptionError, match="no cloud 'lib'") as caught:
+        Api("lib", settings)
+    assert "known: local, lab" in str(caught.value.hint)
+
+
+def test_a_broken_clouds_yaml_is_named_without_what_it_holds(settings: Settings) -> None:
+    written(settings, 'clouds:\n  lab: {auth: {password: "s3cr3t-word}\n')
+    with pytest.raises(DescriptionError) as caught:
+        Api("lab", settings)
+    assert "clouds.yaml" in str(caught.value) and "s3cr3t" not in str(caught.value)
+
+
+def test_a_cloud_that_is_not_there_says_so_and_keeps_the_secret(settings: Settings,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_ABSENT", 1.0)
+    written(settings, CLOUD)
+    found = Api("lab", settings)
+    with pytest.raises(Unreachable) as caught:
+        found.get("login", lambda: found.sdk.current_project_id)
+    assert "lab: login" in caught.value.message
+    assert "s3cr3t" not in str(caught.value)
+    assert caught.value.exit_code == 7
+
+
+@pytest.fixture
+def lab(settings: Settings) -> Api:
+    written(settings, CLOUD)
+    return Api("lab", settings)
+
+
+def test_a_creation_of_unknown_fate_is_looked_for(lab: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_SETTLE", (0.0, 0.0))
+    made: list[str] = []
+
+    def create() -> str:
+        made.append("server")
+        raise requests.ConnectionError("cut")
+
+    looks = iter([None, "server"])
+    assert lab.create("a server", lambda: next(looks), create, Deadline(5)) == "server"
+    assert made == ["server"], "it was made a second time"
+
+
+def test_a_creation_that_left_nothing_is_done_again(lab: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_SETTLE", (0.0,))
+    tries = iter([requests.ConnectionError("cut"), None])
+
+    def create() -> str:
+        if error := next(tries):
+            raise error
+        return "server"
+
+    assert lab.create("a server", lambda: None, create, Deadline(5)) == "server"
+
+
+def test_a_refused_creation_is_not_tried_again(lab: Api) -> None:
+    with pytest.raises(CloudError, match="no good"):
+        lab.create("a server", lambda: None, lambda: _refuse(400, "no good"), Deadline(5))
+
+
+def _refuse(status: int, said: str) -> str:
+    import openstack.exceptions
+
+    response = requests.Response()
+    response.status_code = status
+    raise openstack.exceptions.HttpException(said, response=response)
+
+
+@pytest.mark.parametrize(("status", "said", "kind", "fault"), [
+    (403, "Quota exceeded for instances", api.QuotaExceeded, Fault.CLOUD),
+    (409, "Quota exceeded for resources: ['floatingip']", api.QuotaExceeded, Fault.CLOUD),
+    (403, "Policy doesn't allow it", Refused, Fault.CLOUD),
+    (401, "The request you have made requires authentication", Refused, Fault.DESCRIPTION),
+    (404, "No image found", Refused, Fault.CLOUD),
+])
+def test_what_an_api_refuses(status: int, said: str, kind: type[CloudError], fault: Fault) -> None:
+    with pytest.raises(CloudError) as caught, translated("a thing", "lab"):
+        _refuse(status, said)
+    assert type(caught.value) is kind
+    assert caught.value.fault is fault
+    assert said in caught.value.message
