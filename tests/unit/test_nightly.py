@@ -6,14 +6,16 @@ import io
 import json
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from harness import appliance as appliances_file
 from harness.appliance import Appliance
-from harness.cloud import Server, ServerSpec
+from harness.cloud import ImageFile, Need, Say, Server, ServerSpec
+from harness.cloud.ownership import Mark
 from harness.deadline import Deadline
 from harness.errors import BuildError, CloudError, HostError
 from harness.nightly import conduct
@@ -28,6 +30,8 @@ class SmallCloud:
     """Journals things and removes them, except those named in `stuck`."""
 
     name = "small"
+    uploads = False
+    calls: ClassVar[dict[str, int]] = {}
 
     def __init__(self, stuck: Sequence[str] = ()) -> None:
         self.stuck = stuck
@@ -47,6 +51,18 @@ class SmallCloud:
 
     def describe(self) -> str:
         return "small"
+
+    def look(self, need: Need, deadline: Deadline) -> str:
+        raise NotImplementedError
+
+    def upload(self, run: Run, image: ImageFile, deadline: Deadline, say: Say) -> str:
+        raise NotImplementedError
+
+    def marked(self) -> Iterator[tuple[Mark, Resource]]:
+        raise NotImplementedError
+
+    def console_url(self, server: Server) -> str:
+        raise NotImplementedError
 
     def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
         raise NotImplementedError
