@@ -45,7 +45,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     context = run.directory / f"checks-{slug}.context.json"
     write_whole(context, json.dumps({
         "ssh_config": os.fspath(ssh_config.path(run)), "appliances": os.fspath(appliance.file),
-        "appliance": appliance.name, "server": asdict(server), "cloud": run.cloud, "phase": phase,
+        "appliance": appliance.name, "server": asdict(server), "phase": phase,
         "results": os.fspath(results)}, default=os.fspath))
     base = appliance.file.parent
     argv: list[str | os.PathLike[str]] = [

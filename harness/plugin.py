@@ -66,7 +66,6 @@ class Session:
     config: Path
     appliance: Appliance
     server: Server
-    cloud: str
     phase: str
     results: Path
     failed: dict[str, str] = field(default_factory=dict)
@@ -78,7 +77,7 @@ class Session:
         data = json.loads(context.read_text(encoding="utf-8"))
         described = appliances_file.select(appliances_file.load(Path(data["appliances"])), data["appliance"])
         return cls(Path(data["ssh_config"]), described, Server.from_json(json.dumps(data["server"])),
-                   data["cloud"], data["phase"], Path(data["results"]))
+                   data["phase"], Path(data["results"]))
 
     def record(self, entry: dict[str, Any]) -> None:
         with self.results.open("a", encoding="utf-8") as out:
@@ -159,11 +158,6 @@ def appliance(session: Session) -> Appliance:
 def server(session: Session) -> Server:
     """The server's name and addresses."""
     return session.server
-
-
-@pytest.fixture(scope="session")
-def cloud_name(session: Session) -> str:
-    return session.cloud
 
 
 @pytest.fixture(scope="session")

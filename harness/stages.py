@@ -138,7 +138,8 @@ class Work:
         with self._stage("launch") as say:
             server, ready = self._boot(self.cloud, image, name, say)
             self.run.facts["server"] = {"name": server.name, "timings": ready.timings,
-                                        "internal_ip": server.internal_ip, "floating_ip": server.floating_ip}
+                                        "internal_ip": server.internal_ip, "floating_ip": server.floating_ip,
+                                        "datasource": ready.datasource}
             return server
 
     def _boot(self, cloud: Cloud, image: str, name: str, say: Callable[[str], None]) -> tuple[Server, Ready]:

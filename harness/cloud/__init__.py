@@ -94,7 +94,11 @@ class ServerSpec:
 
 @dataclass(frozen=True)
 class Server:
-    """A launched server. `name` is also its SSH alias; addresses are IPv4 in text form."""
+    """A launched server. `name` is also its SSH alias; addresses are IPv4 in text form.
+
+    `datasource` is the data source that the cloud offers it, by cloud-init's name (ConfigDrive, OpenStack); empty
+    where that is not known.
+    """
 
     name: str
     id: str
@@ -103,6 +107,7 @@ class Server:
     floating_ip: str
     routes: tuple[Route, ...]
     console_log: Path
+    datasource: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str, indent=1)

@@ -204,7 +204,7 @@ class LocalCloud:
         server = Server(
             name=spec.name, id=str(identity), user=spec.user, internal_ip=internal, floating_ip=floating,
             routes=(Route(RouteKind.NAMESPACE, internal, network.namespace), Route(RouteKind.FLOATING_IP, floating)),
-            console_log=run.directory / spec.name / "console.log")
+            console_log=run.directory / spec.name / "console.log", datasource="ConfigDrive")
         record = _Record(server, port, self._token(run, spec.name))
         _save(run, record)
         return record

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from openstack.exceptions import BadRequestException, ConflictException
+
 from harness.cloud import security
 from harness.cloud.api import Api, Refused
 from harness.cloud.capacity import Limit
@@ -83,9 +85,17 @@ class Neutron:
         def interface() -> Any:
             return next(iter(_interfaces(self.api, router.id, network.id)), None)
 
+        def join() -> Any:
+            try:
+                return self.api.sdk.network.add_interface_to_router(router, subnet=subnet.id)
+            except (BadRequestException, ConflictException):
+                # What was asked twice is refused the second time.
+                if (there := interface()) is None:
+                    raise
+                return there
+
         if interface() is None:
-            self.api.create("the router's interface", interface, lambda: self.api.sdk.network.add_interface_to_router(
-                router, subnet=subnet.id), deadline)
+            self.api.create("the router's interface", interface, join, deadline)
         return _subnet(subnet)
 
     def own_group(self, rules: Sequence[security.Rule], deadline: Deadline) -> str:
@@ -241,9 +251,9 @@ def quota(api: Api, project: str) -> list[Limit]:
             for what, d in details.items() if isinstance(d, dict)]
 
 
-def patiently(action: Callable[[], object], seconds: float = _IN_USE) -> None:
+def patiently(action: Callable[[], object]) -> None:
     """Do `action` until the API no longer answers that something is in use (409). Raises Refused at the end."""
-    limit = Deadline(seconds)
+    limit = Deadline(_IN_USE)
     while True:
         try:
             action()

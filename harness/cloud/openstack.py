@@ -128,7 +128,8 @@ class OpenStackCloud:
         internal = str(port.fixed_ips[0]["ip_address"])
         routes = self._routes(run, network, subnet, internal, floating, deadline)
         server = Server(name=spec.name, id=identity, user=spec.user, internal_ip=internal, floating_ip=floating,
-                        routes=routes, console_log=directory / "console.log")
+                        routes=routes, console_log=directory / "console.log",
+                        datasource="ConfigDrive" if options.config_drive else "OpenStack")
         write_whole(directory / "server.json", server.to_json())
         state = nova.wait_active(self.api, run.id, [name], deadline, _BUILDING)[0]
         run.facts.setdefault("cloud", self._facts()).update(
