@@ -100,7 +100,7 @@ def machine(cloud: Cloud) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {"processor": model[1] if model else "unknown", "cores": len(os.sched_getaffinity(0)),
-            "load": os.getloadavg()[0], "cloud": cloud.describe(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+            "load": round(os.getloadavg()[0], 1), "cloud": cloud.describe(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
 def table(where: dict[str, Any], rows: Sequence[Row]) -> str:
@@ -110,7 +110,7 @@ def table(where: dict[str, Any], rows: Sequence[Row]) -> str:
              "| what | ours | peer | ratio | to reach |", "| --- | ---: | ---: | ---: | --- |"]
     for row in rows:
         peer = f"{row.peer:.1f} {row.unit} ({row.peer_is})" if row.peer else "-"
-        ratio = f"{row.ratio:.2f}" if row.ratio else "-"
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
         lines.append(f"| {row.what} | {row.ours:.1f} {row.unit} | {peer} | {ratio} | {row.reach} |")
     return "\n".join(lines) + "\n"
 
