@@ -19,13 +19,13 @@ from typing import Any
 
 from harness import checks, host, reaper
 from harness.access import keys, readiness, shell, ssh_config
-from harness.access.readiness import Ready
+from harness.access.readiness import PortClosed, Ready
 from harness.appliance import Appliance
 from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec
 from harness.cloud.local import LocalCloud
 from harness.conntrack import plan
 from harness.deadline import Deadline
-from harness.errors import DescriptionError, DialtoneError, Fault, InspectError, RemovalError
+from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, RemovalError
 from harness.image import build as image_build
 from harness.image.build import Image
 from harness.image.finding import expectation
@@ -114,7 +114,10 @@ class Work:
     def gate(self, image: Image) -> None:
         """Boot the image on this machine before it is sent to a cloud; once an image. Raises as launch() does."""
         passed = image.path.parent / "booted.json"
-        if not self.cloud.uploads or passed.exists():
+        if not self.cloud.uploads:
+            return
+        self.run.facts["gate"] = os.fspath(passed)
+        if passed.exists():
             return
         with self._stage("boot") as say:
             here = LocalCloud(self.settings)
@@ -148,7 +151,15 @@ class Work:
         say("starting")
         server = cloud.launch(self.run, spec, deadline)
         ssh_config.write(self.run, [server])
-        ready = readiness.wait(cloud, self.run, server, deadline, say)
+        try:
+            ready = readiness.wait(cloud, self.run, server, deadline, say)
+        except PortClosed as error:
+            if not cloud.uploads or not Path(self.run.facts.get("gate", "-")).exists():
+                raise
+            # The console showed the host key, and here the image was reached: what is left is the way to the server.
+            raise CloudError(f"{error.message}, though it has booted, and its image was reached on this machine",
+                             excerpt=error.excerpt, hint="is the network node's namespace the right one, and does a "
+                             "security group let port 22 in? docs/openstack.md") from error
         say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
         return server, ready
 
