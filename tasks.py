@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
-from invoke.tasks import task
+from invoke.tasks import Task, task
 
 from harness import appliance as appliances_file
 from harness.appliance import Appliance
@@ -204,3 +205,33 @@ def _only_server(wanted: str | None) -> tuple[Any, Any, Any]:
         raise DescriptionError(f"run {run.id} has no server", hint="./inv launch starts one")
     return cloud, run, servers[0]
 
+
+@task(help={"fresh": "throw away what the test cloud held before"})
+def up(c: Context, fresh: bool = False) -> None:
+    """Bring up a real single-node OpenStack on this machine."""
+    from harness.nightly import stoppable
+    from harness.testcloud import up as testcloud
+
+    with stoppable():
+        testcloud.up(_settings(), Progress(), fresh=fresh)
+
+
+@task
+def down(c: Context) -> None:
+    """Take the test cloud down; what it holds is kept for the next start."""
+    from harness.testcloud import up as testcloud
+
+    testcloud.down(_settings(), sys.stdout)
+
+
+@task
+def status(c: Context) -> None:
+    """Say of every service and agent of the test cloud whether it is well."""
+    from harness.testcloud import up as testcloud
+
+    _leave(testcloud.report(_settings(), sys.stdout))
+
+
+_TESTCLOUD = Collection("testcloud", up, down, status)
+namespace = Collection(*(value for name, value in list(globals().items())
+                         if isinstance(value, Task) and name not in _TESTCLOUD.tasks), _TESTCLOUD)

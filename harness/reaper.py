@@ -27,6 +27,8 @@ from harness.process import run as run_command
 from harness.resources import REMOVERS, Remover, Resource
 from harness.run import Run, State, write_whole
 from harness.settings import Settings
+from harness.testcloud import node
+from harness.testcloud.place import place_of
 
 NAMESPACES = Path("/run/netns")
 _YOUNG = 60.0
@@ -50,7 +52,7 @@ def sweep(settings: Settings, *, older_than: float | None = None, dry_run: bool 
     for run in Run.all(settings.runs):
         if run.started <= before:
             found += _sweep_run(settings, run, dry_run)
-    return found + _sweep_strays(settings, before, dry_run)
+    return found + _sweep_test_cloud(settings, dry_run) + _sweep_strays(settings, before, dry_run)
 
 
 def _sweep_run(settings: Settings, run: Run, dry_run: bool) -> list[Reaped]:
@@ -78,6 +80,22 @@ def _sweep_run(settings: Settings, run: Run, dry_run: bool) -> list[Reaped]:
     stuck = {(r.kind, r.name): error.message for r, error in left}
     return [Reaped(run.id, r, "failed", stuck[r.kind, r.name]) if (r.kind, r.name) in stuck
             else Reaped(run.id, r, "removed", why) for r in made]
+
+
+def _sweep_test_cloud(settings: Settings, dry_run: bool) -> list[Reaped]:
+    """A test cloud that was left half up; it belongs to the cache and not to a run."""
+    place = place_of(settings)
+    if not node.dead(place):
+        return []
+    made, why = place.journal.outstanding(), "the test cloud was left half up"
+    if dry_run:
+        return [Reaped(place.id, resource, "would remove", why) for resource in made]
+    try:
+        with place.working():
+            node.clean(place)
+    except DialtoneError as error:
+        return [Reaped(place.id, resource, "failed", error.message) for resource in place.journal.outstanding()]
+    return [Reaped(place.id, resource, "removed", why) for resource in made]
 
 
 def _removers(settings: Settings, run: Run) -> Mapping[str, Remover]:
@@ -117,9 +135,11 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
 
 def _strays(settings: Settings, cloud: Cloud) -> Iterator[tuple[str, Resource, str]]:
     """What is ours and can't be in use, in the order in which it is to be removed: run, resource, why."""
-    mine = owner(settings)
+    mine, cloud_place = owner(settings), place_of(settings)
     for mark, resource in itertools.chain(cloud.marked(), _marked()):
         why = _over(settings.runs / mark.run_id) if mark.owner == mine else None
+        if mark == cloud_place.mark and not cloud_place.alive and not cloud_place.busy:
+            why = "the test cloud's directory is gone"
         if why:
             yield mark.run_id, resource, why
     for directory in sorted((settings.cache / "work").glob("*/")):

@@ -30,6 +30,8 @@ class Settings:
     accelerator: str = ""
     cpu: str = ""
     floating_cidr: str = "198.18.0.0/16"
+    testcloud_link: str = "198.19.255.0/30"
+    testcloud_external: str = "203.0.113.0/24"
     egress: bool = False
     keep: str = "never"
 

@@ -9,13 +9,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from harness.resources import Resource
-from harness.run import Run
+from harness.run import Journal
+
+
+class Maker(Protocol):
+    """Who makes things in the cache: a run, or whatever else has an id of its own and a journal."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def journal(self) -> Journal: ...
 
 
 @contextmanager
-def making(place: Path, run: Run, *, replace: bool = False) -> Iterator[Path]:
+def making(place: Path, run: Maker, *, replace: bool = False) -> Iterator[Path]:
     """An empty directory that becomes `place` when the block ends well, and is removed when it doesn't.
 
     Where `place` is there by then, made by another run, it stays, unless `replace`.

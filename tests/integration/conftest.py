@@ -6,6 +6,7 @@ in a temporary directory. All of it is lazy: a test that asks for none of it pay
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from harness.appliance import Appliance
 from harness.cloud.local import LocalCloud
 from harness.image import gpt
 from harness.image.build import Image
+from harness.progress import Progress
 from harness.settings import Settings
+from harness.testcloud import up
+from harness.testcloud.place import Place, place_of
 from tests.conftest import PROJECT
 from tests.real_server import Booted, server_of, work_in
 
@@ -91,6 +95,17 @@ def booted(real_appliance: Appliance, tmp_path: Path) -> Callable[[Image], Abstr
     settings = Settings.load(PROJECT, runs=os.fspath(tmp_path / "runs"), cache=os.fspath(tmp_path / "cache"),
                              accelerator=_accelerator())
     return lambda image: server_of(settings, real_appliance, image)
+
+
+@pytest.fixture(scope="session")
+def testcloud(real_settings: Settings) -> Iterator[Place]:
+    """The test cloud of the project's cache, up and well. One that is up already is used, and left as it is."""
+    place = place_of(real_settings)
+    was = place.alive
+    up.up(real_settings, Progress(io.StringIO()), fresh=not was)
+    yield place
+    if not was:
+        up.down(real_settings, io.StringIO())
 
 
 def _accelerator() -> str:

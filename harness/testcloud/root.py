@@ -1,0 +1,81 @@
+"""The node's root: a Debian system with all packages of the cloud, made once and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from harness.deadline import Deadline
+from harness.errors import BuildError, HostError
+from harness.image import builder
+from harness.image.apt import AptState, state_for
+from harness.image.cached import making, prune, used
+from harness.image.mirrors import apt_mirrors
+from harness.settings import Settings
+from harness.testcloud.place import Place
+
+RELEASE = "bookworm"
+"""The last release whose Neutron has the linuxbridge driver, which needs no kernel module that may be missing."""
+ARCHITECTURE = "amd64"
+
+PACKAGES = (
+    "keystone", "glance-api", "placement-api", "nova-api", "nova-conductor", "nova-scheduler", "nova-compute",
+    # What needs the smallest emulator: nova-compute-qemu depends on those of all architectures.
+    "nova-compute-kvm",
+    "neutron-server", "neutron-linuxbridge-agent", "neutron-l3-agent", "neutron-dhcp-agent", "neutron-metadata-agent",
+    "mariadb-server", "rabbitmq-server", "memcached", "libvirt-daemon-system", "libvirt-clients",
+    "qemu-system-x86", "qemu-utils", "uwsgi-core", "uwsgi-plugin-python3", "python3-pymysql", "python3-memcache",
+    "iproute2", "iptables", "nftables", "ebtables", "ipset", "conntrack", "dnsmasq-base", "dnsmasq-utils", "haproxy",
+    "iputils-arping", "iputils-ping", "netcat-openbsd", "tcpdump", "procps", "sudo", "openssh-server",
+    # Nova makes config drives with it, and no package of Nova depends on it.
+    "genisoimage",
+)
+
+STACK = "stack"
+"""The node's unprivileged user, who may enter network namespaces by sudo."""
+
+_SETUP = 'printf "#!/bin/sh\\nexit 101\\n" > "$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"'
+
+# The bytecode of all packages at once, by as many processes as there are processors: one by one it takes twice as
+# long, and half of it would be of tests that are not there.
+_COMPILE = ('chroot "$1" python3 -m compileall -q -j 0 -d /usr/lib/python3/dist-packages '
+            '/usr/lib/python3/dist-packages >/dev/null || true')
+_USER = f'chroot "$1" useradd --create-home --shell /bin/bash --password "*" {STACK}'
+_CLEAN = 'rm -f "$1"/etc/ssh/ssh_host_* && rm -rf "$1"/var/lib/mysql/* "$1"/var/cache/apt/*.bin'
+
+OPTIONS = (
+    f"--setup-hook=mkdir -p \"$1/usr/sbin\" && {_SETUP}",
+    "--dpkgopt=path-exclude=/usr/lib/python3/dist-packages/*/tests/*",
+    "--dpkgopt=path-exclude=/usr/bin/py3compile",
+    f"--customize-hook={_COMPILE}", f"--customize-hook={_USER}", f"--customize-hook={_CLEAN}",
+    "--skip=cleanup/apt,check/empty",
+)
+
+
+def prepare(settings: Settings, place: Place, deadline: Deadline, log: Path) -> Path:
+    """The directory root-<key> of the packages that the mirror has now; from the cache where it is there.
+
+    Raises HostError.
+    """
+    state = _state(settings)
+    state.refresh(deadline)
+    found = place.directory / f"root-{_key(state)}"
+    if found.exists():
+        return used(found)
+    with making(found, place) as part:
+        try:
+            builder.debootstrap(part / "root", PACKAGES, state, deadline, log, *OPTIONS)
+        except BuildError as error:
+            raise HostError(f"the test cloud's root can't be made: {error.message}", excerpt=error.excerpt,
+                            hint=error.hint) from error
+    prune(place.directory, prefix="root-", keep=2)
+    return found
+
+
+def _state(settings: Settings) -> AptState:
+    return state_for(settings.cache, apt_mirrors(settings, RELEASE), RELEASE, ARCHITECTURE)
+
+
+def _key(state: AptState) -> str:
+    parts = [state.architecture, *OPTIONS, *state.closure(PACKAGES)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,152 @@
+"""The node's services as data: what runs, as whom, after what, and when it is ready. Pure.
+
+They are started by init.py. What needs nothing of each other starts at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from harness.testcloud.config import REGION, Addresses, Secrets
+
+
+@dataclass(frozen=True)
+class Service:
+    """A daemon, or (`once`) a command that is ready when it has ended well.
+
+    `ready` says how a daemon is asked: `tcp HOST:PORT` (it accepts), `http URL` (it answers), `path P` (it is there),
+    `log TEXT` (its log has it); nothing means that it is ready as soon as it runs. `graceful`: given time to write
+    what it holds when the node stops; the others are stateless and are not asked.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    ready: str = ""
+    user: str = "root"
+    once: bool = False
+    graceful: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory that a package leaves to its unit to make, or that we give a service."""
+
+    path: str
+    owner: str = "root"
+    mode: int = 0o755
+
+
+DIRECTORIES = (
+    Directory("/run/mysqld", "mysql"), Directory("/run/sshd"), Directory("/run/lock", mode=0o1777),
+    *(Directory(f"/var/lib/glance/{name}", "glance", 0o750) for name in ("images", "staging", "tasks")),
+    Directory("/var/lib/nova/instances", "nova"), Directory("/var/lib/nova/lock", "nova", 0o750),
+    Directory("/var/lib/neutron/lock", "neutron", 0o750),
+)
+
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "PYTHONWARNINGS": "ignore",
+               # One arena: the green threads of a Python service don't contend for memory.
+               "MALLOC_ARENA_MAX": "1", "OS_CLIENT_CONFIG_FILE": "/dev/null"}
+
+
+def base(addresses: Addresses) -> tuple[Service, ...]:
+    """What everything else stands on."""
+    return (
+        Service("network", ("sh", "/etc/testcloud/network"), once=True),
+        Service("mariadb", ("mariadbd", "--user=mysql"), ready="path /run/mysqld/mysqld.sock", graceful=True),
+        Service("memcached", ("memcached", "-u", "memcache", "-l", "127.0.0.1", "-m", "32", "-U", "0"),
+                ready="tcp 127.0.0.1:11211"),
+        Service("virtlogd", ("virtlogd",), ready="path /run/libvirt/virtlogd-sock"),
+        Service("libvirtd", ("libvirtd",), ("virtlogd",), ready="path /run/libvirt/libvirt-sock"),
+        Service("keystone", _uwsgi(addresses, "identity", "/usr/bin/keystone-wsgi-public"),
+                ("network", "mariadb", "memcached"), f"http {addresses.url('identity')}", "keystone"),
+    )
+
+
+def cloud(addresses: Addresses) -> tuple[Service, ...]:
+    """The whole cloud, from a seed that has schemas and catalog."""
+    neutron = ("--config-file", "/etc/neutron/neutron.conf", "--config-file")
+    plugins = "/etc/neutron/plugins/ml2"
+    logged_in = ("keystone", "rabbitmq")
+    return (
+        *base(addresses),
+        Service("sshd", ("/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/sshd_testcloud"), ("network",),
+                f"tcp {addresses.node}:22"),
+        Service("rabbitmq", ("rabbitmq-server",), ("network",), "tcp 127.0.0.1:5672", "rabbitmq",
+                environment={"HOME": "/var/lib/rabbitmq", "ERL_EPMD_ADDRESS": "127.0.0.1"}),
+        Service("placement", _uwsgi(addresses, "placement", "/usr/bin/placement-api"), ("network", "mariadb"),
+                f"http {addresses.url('placement')}", "placement"),
+        Service("neutron-server", ("neutron-server", *neutron, f"{plugins}/ml2_conf.ini"), logged_in,
+                f"http {addresses.url('network')}", "neutron"),
+        Service("nova-conductor", ("nova-conductor",), (*logged_in, "placement"),
+                "log Join ServiceGroup membership for this service conductor", "nova"),
+        Service("nova-scheduler", ("nova-scheduler",), (*logged_in, "placement"),
+                "log Join ServiceGroup membership for this service scheduler", "nova"),
+        Service("nova-compute", ("nova-compute",), (*logged_in, "placement", "nova-conductor", "libvirtd"), "",
+                "nova"),
+        Service("nova-api", ("nova-api",), logged_in, f"http http://{addresses.node}:8774/", "nova"),
+        Service("linuxbridge-agent", ("neutron-linuxbridge-agent", *neutron, f"{plugins}/linuxbridge_agent.ini"),
+                ("neutron-server",), "", "neutron"),
+        Service("l3-agent", ("neutron-l3-agent", *neutron, "/etc/neutron/l3_agent.ini"), ("neutron-server",), "",
+                "neutron"),
+        Service("dhcp-agent", ("neutron-dhcp-agent", *neutron, "/etc/neutron/dhcp_agent.ini"), ("neutron-server",),
+                "", "neutron"),
+        Service("metadata-agent", ("neutron-metadata-agent", *neutron, "/etc/neutron/metadata_agent.ini"),
+                ("neutron-server",), "", "neutron"),
+        Service("glance-api", ("glance-api", "--config-file", "/etc/glance/glance-api.conf"),
+                ("keystone",), f"http {addresses.url('image')}/", "glance"),
+    )
+
+
+def seed(addresses: Addresses, known: Secrets) -> tuple[Service, ...]:
+    """Databases, schemas and the first account: what a seed is made with. Three chains, for there is little memory
+    that they share and two processors are common."""
+    bootstrap = ["keystone-manage", "bootstrap", "--bootstrap-region-id", REGION]
+    for kind in ("admin", "internal", "public"):
+        bootstrap += [f"--bootstrap-{kind}-url", addresses.url("identity")]
+    neutron = ("neutron-db-manage", "--config-file", "/etc/neutron/neutron.conf",
+               "--config-file", "/etc/neutron/plugins/ml2/ml2_conf.ini", "upgrade", "heads")
+    started = {s.name: s for s in base(addresses)}
+
+    def once(name: str, argv: tuple[str, ...], needs: str, user: str, **environment: str) -> Service:
+        return Service(name, argv, tuple(needs.split()), user=user, once=True, environment=environment)
+
+    def after(name: str, needs: str) -> Service:
+        service = started[name]
+        return Service(service.name, service.argv, (*service.needs, *needs.split()), service.ready, service.user,
+                       service.once, service.graceful)
+
+    return (
+        started["network"], started["memcached"], started["virtlogd"], started["libvirtd"],
+        once("database-directory", ("mariadb-install-db", "--user=mysql", "--skip-test-db",
+                                    "--auth-root-authentication-method=socket"), "", "root"),
+        after("mariadb", "database-directory"),
+        once("databases", ("sh", "-c", "mariadb </etc/testcloud/databases.sql"), "mariadb", "root"),
+        once("keystone-keys", ("keystone-manage", "fernet_setup", "--keystone-user", "keystone",
+                               "--keystone-group", "keystone"), "", "root"),
+        once("keystone-schema", ("keystone-manage", "db_sync"), "databases", "keystone"),
+        once("keystone-bootstrap", tuple(bootstrap), "keystone-schema keystone-keys", "keystone",
+             OS_BOOTSTRAP_PASSWORD=known.admin),
+        after("keystone", "keystone-bootstrap"),
+        once("glance-schema", ("glance-manage", "db_sync"), "keystone-bootstrap", "glance"),
+        once("placement-schema", ("placement-manage", "db", "sync"), "glance-schema", "placement"),
+        once("neutron-schema", neutron, "databases", "neutron"),
+        once("nova-api-schema", ("nova-manage", "api_db", "sync"), "databases", "nova"),
+        once("nova-cell0", ("nova-manage", "cell_v2", "map_cell0"), "nova-api-schema", "nova"),
+        once("nova-schema", ("nova-manage", "db", "sync"), "nova-cell0", "nova"),
+        once("nova-cell1", ("nova-manage", "cell_v2", "create_cell", "--name", "cell1"), "nova-schema", "nova"),
+        # libvirt asks QEMU what it can, which takes seconds, and keeps the answer.
+        once("capabilities", ("sh", "-c", "virsh -q capabilities && virsh -q domcapabilities --virttype qemu "
+                                          "&& virsh -q domcapabilities --virttype qemu --machine q35"),
+             "libvirtd", "root"),
+    )
+
+
+def _uwsgi(addresses: Addresses, service: str, program: str) -> tuple[str, ...]:
+    """A WSGI program behind uwsgi. It does not keep connections: clients that reuse one would see it reset."""
+    port = addresses.url(service).split("/")[2]
+    return ("uwsgi", "--plugin", "python3", "--master", "--processes", "1", "--threads", "4", "--die-on-term",
+            "--buffer-size", "65535", "--add-header", "Connection: close", "--log-master", "--disable-logging",
+            "--http-socket", port, "--wsgi-file", program)
