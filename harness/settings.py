@@ -31,7 +31,7 @@ class Settings:
     cpu: str = ""
     floating_cidr: str = "198.18.0.0/16"
     testcloud_link: str = "198.19.255.0/30"
-    testcloud_external: str = "203.0.113.0/24"
+    testcloud_external: str = "198.19.0.0/24"
     egress: bool = False
     keep: str = "never"
 

@@ -61,6 +61,6 @@ def look(gateway: Gateway | None, wanted: Sequence[str], deadline: Deadline) -> 
     """The network namespaces of a host, and the IPv4 addresses in those that are `wanted`. Raises CloudError."""
     listed = run(gateway, ["ip", "netns", "list"], deadline)
     names = frozenset(m[1] for m in map(_LISTED.match, listed.splitlines()) if m)
-    addresses = {name: _ADDRESS.findall(run(gateway, ["ip", "-4", "-n", name, "address", "show"], deadline))
+    addresses = {name: _ADDRESS.findall(run(gateway, ["ip", "netns", "exec", name, "ip", "-4", "address"], deadline))
                  for name in wanted if name in names}
     return Place(gateway.host if gateway else socket.gethostname(), names, addresses)

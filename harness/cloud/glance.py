@@ -221,7 +221,7 @@ def _send(api: Api, image: str, file: File, say: Say) -> None:
 def _fetch(api: Api, image: str, url: str, say: Say) -> None:
     say(f"the cloud fetches {url}")
     with translated(f"importing {url}", api.name):
-        images_of(api).import_image(image, method="web-download", uri=url)
+        images_of(api).import_image(images_of(api).get_image(image), method="web-download", uri=url)
 
 
 def _verify(api: Api, image: str, file: File, deadline: Deadline, say: Say) -> None:

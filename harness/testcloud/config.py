@@ -102,7 +102,7 @@ class SshIdentity:
 def addresses_of(settings: Settings) -> Addresses:
     """Raises DescriptionError where a setting is no network, or one that is too small."""
     link = _network("testcloud_link", settings.testcloud_link, 30, "198.19.255.0/30")
-    external = _network("testcloud_external", settings.testcloud_external, 28, "203.0.113.0/24")
+    external = _network("testcloud_external", settings.testcloud_external, 28, "198.19.0.0/24")
     if link.overlaps(external):
         raise DescriptionError(f"testcloud_link {link} and testcloud_external {external} overlap")
     return Addresses(link, external)

@@ -2,8 +2,8 @@
 
     host                                  node: network, mount, pid, uts and ipc namespaces
     dtc-…    198.19.255.1/30  ──veth──    uplink     198.19.255.2/30      APIs, SSH
-      route to 203.0.113.0/24             br-ext     203.0.113.2/24       the provider network
-                                            namespace outside  203.0.113.1/24
+      route to 198.19.0.0/24             br-ext     198.19.0.2/24       the provider network
+                                            namespace outside  198.19.0.1/24
                                           qrouter-…, qdhcp-…              what Neutron makes
 
 Whatever the node makes (processes, mounts, links, namespaces) is gone when its first process is, by the kernel's

@@ -108,6 +108,12 @@ def testcloud(real_settings: Settings) -> Iterator[Place]:
         up.down(real_settings, io.StringIO())
 
 
+@pytest.fixture(scope="session")
+def cloudy(testcloud: Place, real_settings: Settings) -> Settings:
+    """The project's settings while the test cloud is up."""
+    return real_settings
+
+
 def _accelerator() -> str:
     """What the project's cache remembers of this machine, to spare each test the probe."""
     return LocalCloud(Settings.load(PROJECT)).accelerator.name

@@ -93,7 +93,7 @@ def _on_node(place: Place, *command: str, check: bool = True) -> str:
 
 
 def test_the_node_s_user_enters_namespaces_and_does_nothing_else_as_root(testcloud: Place):
-    assert "203.0.113.1/24" in _on_node(testcloud, "sudo", "ip", "netns", "exec", "outside", "ip", "-4", "address")
+    assert "198.19.0.1/24" in _on_node(testcloud, "sudo", "ip", "netns", "exec", "outside", "ip", "-4", "address")
     assert "password is required" in _on_node(testcloud, "sudo", "-n", "cat", "/etc/shadow", check=False)
 
 

@@ -54,8 +54,9 @@ def test_a_plan_is_json():
 
 
 @pytest.mark.parametrize(("route", "expected"), [
-    ({"dst": "203.0.113.0/24", "dev": "eth1"}, 1),
-    ({"dst": "198.19.0.0/16", "dev": "eth1"}, 1),
+    ({"dst": "198.19.0.0/24", "dev": "eth1"}, 1),
+    ({"dst": "198.19.0.128/25", "dev": "eth1"}, 1),
+    ({"dst": "198.19.0.0/16", "dev": "eth1"}, 2),
     ({"type": "local", "dst": "198.19.255.1", "dev": "eth1"}, 1),
     ({"dst": "default", "dev": "eth1"}, 0),
     ({"dst": "0.0.0.0/0", "dev": "eth1"}, 0),
