@@ -34,9 +34,10 @@ FLAVORS = (Flavor("m1.tiny", 512, 1, 3), Flavor("voip.small", 1024, 2, 4), Flavo
 
 def connect(addresses: Addresses, project: str, user: str, password: str) -> Connection:
     """A connection that reads no configuration of this machine."""
-    region = OpenStackConfig(load_yaml_config=False, load_envvars=False).get_one(region_name=REGION, auth={
-        "auth_url": addresses.url("identity"), "username": user, "password": password, "project_name": project,
-        "user_domain_name": "Default", "project_domain_name": "Default"})
+    region = OpenStackConfig(load_yaml_config=False, load_envvars=False).get_one(
+        region_name=REGION, api_timeout=60, auth={
+            "auth_url": addresses.url("identity"), "username": user, "password": password, "project_name": project,
+            "user_domain_name": "Default", "project_domain_name": "Default"})
     return Connection(config=region)
 
 

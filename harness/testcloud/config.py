@@ -25,6 +25,9 @@ PORTS = {"ssh": 22, "identity": 5000, "compute": 8774, "placement": 8778, "image
 """What the host may reach of the node. The names are service types of the catalog, `ssh` apart."""
 PATHS = {"identity": "/v3", "compute": "/v2.1"}
 
+QUIET = "amqp=WARN,sqlalchemy=WARN,urllib3=WARN,keystoneauth=WARN,oslo_messaging.rpc.client=ERROR"
+"""Log levels of what tells nothing."""
+
 LOGINS = ("nova", "neutron", "glance", "placement")
 """Services that log in at Keystone, with users of these names."""
 
@@ -138,7 +141,7 @@ def _file(path: str, text: str) -> File:
 
 
 def _values(addresses: Addresses, known: Secrets) -> Mapping[str, str]:
-    values = {**asdict(known), "stack": STACK, "tunnel": str(TUNNEL),
+    values = {**asdict(known), "stack": STACK, "tunnel": str(TUNNEL), "quiet": QUIET,
               "node": str(addresses.node), "host": str(addresses.host), "outside": str(addresses.outside),
               "bridge": str(addresses.bridge), "link_prefix": str(addresses.link.prefixlen),
               "external_prefix": str(addresses.external.prefixlen),

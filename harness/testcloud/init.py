@@ -82,7 +82,8 @@ class Node:
                                  "code": None}
             self.publish()
         if not service["once"]:
-            while process.poll() is None and not is_ready(service["ready"], LOGS / f"{name}.log"):
+            while process.poll() is None and not all(
+                    is_ready(probe, LOGS / f"{name}.log") for probe in service["ready"]):
                 time.sleep(POLL)
             if process.poll() is None:
                 self.note(name, ready=time.time())

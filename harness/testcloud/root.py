@@ -34,20 +34,26 @@ PACKAGES = (
 STACK = "stack"
 """The node's unprivileged user, who may enter network namespaces by sudo."""
 
-_SETUP = 'printf "#!/bin/sh\\nexit 101\\n" > "$1/usr/sbin/policy-rc.d" && chmod 755 "$1/usr/sbin/policy-rc.d"'
-
-# The bytecode of all packages at once, by as many processes as there are processors: one by one it takes twice as
-# long, and half of it would be of tests that are not there.
-_COMPILE = ('chroot "$1" python3 -m compileall -q -j 0 -d /usr/lib/python3/dist-packages '
-            '/usr/lib/python3/dist-packages >/dev/null || true')
+_NO_DAEMONS = ('mkdir -p "$1/usr/sbin" && printf "#!/bin/sh\\nexit 101\\n" > "$1/usr/sbin/policy-rc.d" && '
+               'chmod 755 "$1/usr/sbin/policy-rc.d"')
+# dpkg waits for the disk after each of a thousand steps, which nobody needs before the root is whole: its own files
+# lie in memory meanwhile.
+_IN_MEMORY = ('cd "$1/var/lib" && mkdir -p dpkg && mv dpkg dpkg.disk && mkdir dpkg && mount -t tmpfs tmpfs dpkg && '
+              'cp -a dpkg.disk/. dpkg/ && rm -rf dpkg.disk')
+_ON_DISK = 'cd "$1/var/lib" && cp -a dpkg dpkg.disk && umount dpkg && rmdir dpkg && mv dpkg.disk dpkg'
+# The bytecode of all packages at once, by as many processes as there are processors: package by package it takes
+# twice as long.
+_COMPILE = 'chroot "$1" python3 -m compileall -q -j 0 /usr/lib/python3/dist-packages >/dev/null || true'
 _USER = f'chroot "$1" useradd --create-home --shell /bin/bash --password "*" {STACK}'
-_CLEAN = 'rm -f "$1"/etc/ssh/ssh_host_* && rm -rf "$1"/var/lib/mysql/* "$1"/var/cache/apt/*.bin'
+_CLEAN = 'rm -rf "$1"/etc/ssh/ssh_host_* "$1"/var/lib/mysql/* "$1"/var/cache/apt/*.bin'
 
 OPTIONS = (
-    f"--setup-hook=mkdir -p \"$1/usr/sbin\" && {_SETUP}",
+    f"--setup-hook={_NO_DAEMONS}", f"--setup-hook={_IN_MEMORY}",
     "--dpkgopt=path-exclude=/usr/lib/python3/dist-packages/*/tests/*",
     "--dpkgopt=path-exclude=/usr/bin/py3compile",
-    f"--customize-hook={_COMPILE}", f"--customize-hook={_USER}", f"--customize-hook={_CLEAN}",
+    # Makes every Python that imports distutils load all of setuptools: a quarter of what a service needs to start.
+    "--dpkgopt=path-exclude=/usr/lib/python3/dist-packages/distutils-precedence.pth",
+    *(f"--customize-hook={hook}" for hook in (_COMPILE, _USER, _CLEAN, _ON_DISK)),
     "--skip=cleanup/apt,check/empty",
 )
 

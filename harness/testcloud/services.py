@@ -6,7 +6,7 @@ They are started by init.py. What needs nothing of each other starts at the same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from harness.testcloud.config import REGION, Addresses, Secrets
 
@@ -16,14 +16,14 @@ class Service:
     """A daemon, or (`once`) a command that is ready when it has ended well.
 
     `ready` says how a daemon is asked: `tcp HOST:PORT` (it accepts), `http URL` (it answers), `path P` (it is there),
-    `log TEXT` (its log has it); nothing means that it is ready as soon as it runs. `graceful`: given time to write
-    what it holds when the node stops; the others are stateless and are not asked.
+    `log TEXT` (its log has it); all of them must hold, and without one it is ready as soon as it runs. `graceful`:
+    given time to write what it holds when the node stops; the others are stateless and are not asked.
     """
 
     name: str
     argv: tuple[str, ...]
     needs: tuple[str, ...] = ()
-    ready: str = ""
+    ready: tuple[str, ...] = ()
     user: str = "root"
     once: bool = False
     graceful: bool = False
@@ -38,6 +38,9 @@ class Directory:
     owner: str = "root"
     mode: int = 0o755
 
+
+TOPICS = ("q-plugin", "q-l3-plugin", "q-reports-plugin")
+"""Queues on which Neutron's server hears its agents."""
 
 DIRECTORIES = (
     Directory("/run/mysqld", "mysql"), Directory("/run/sshd"), Directory("/run/lock", mode=0o1777),
@@ -55,48 +58,53 @@ def base(addresses: Addresses) -> tuple[Service, ...]:
     """What everything else stands on."""
     return (
         Service("network", ("sh", "/etc/testcloud/network"), once=True),
-        Service("mariadb", ("mariadbd", "--user=mysql"), ready="path /run/mysqld/mysqld.sock", graceful=True),
+        Service("mariadb", ("mariadbd", "--user=mysql"), ready=("path /run/mysqld/mysqld.sock",), graceful=True),
+        Service("rabbitmq", ("rabbitmq-server",), ("network",), ("tcp 127.0.0.1:5672",), "rabbitmq", graceful=True,
+                environment={"HOME": "/var/lib/rabbitmq", "ERL_EPMD_ADDRESS": "127.0.0.1"}),
         Service("memcached", ("memcached", "-u", "memcache", "-l", "127.0.0.1", "-m", "32", "-U", "0"),
-                ready="tcp 127.0.0.1:11211"),
-        Service("virtlogd", ("virtlogd",), ready="path /run/libvirt/virtlogd-sock"),
-        Service("libvirtd", ("libvirtd",), ("virtlogd",), ready="path /run/libvirt/libvirt-sock"),
+                ready=("tcp 127.0.0.1:11211",)),
+        Service("virtlogd", ("virtlogd",), ready=("path /run/libvirt/virtlogd-sock",)),
+        Service("libvirtd", ("libvirtd",), ("virtlogd",), ready=("path /run/libvirt/libvirt-sock",)),
         Service("keystone", _uwsgi(addresses, "identity", "/usr/bin/keystone-wsgi-public"),
-                ("network", "mariadb", "memcached"), f"http {addresses.url('identity')}", "keystone"),
+                ("network", "mariadb", "memcached"), (f"http {addresses.url('identity')}",), "keystone"),
     )
 
 
 def cloud(addresses: Addresses) -> tuple[Service, ...]:
-    """The whole cloud, from a seed that has schemas and catalog."""
+    """The whole cloud, from a seed that has schemas and catalog.
+
+    A service that only answers needs nobody. One that asks as it starts needs whom it asks: a message for a queue
+    that is not there yet is lost, and its sender waits a minute for the answer.
+    """
     neutron = ("--config-file", "/etc/neutron/neutron.conf", "--config-file")
     plugins = "/etc/neutron/plugins/ml2"
-    logged_in = ("keystone", "rabbitmq")
+    stored = ("network", "mariadb")
+    asking = ("keystone", "placement", "rabbitmq")
+    joined = "log Join ServiceGroup membership for this service"
+
+    def agent(name: str, configuration: str) -> Service:
+        return Service(name, (f"neutron-{name}", *neutron, configuration), ("neutron-server", "keystone"),
+                       user="neutron")
+
     return (
         *base(addresses),
         Service("sshd", ("/usr/sbin/sshd", "-D", "-e", "-f", "/etc/ssh/sshd_testcloud"), ("network",),
-                f"tcp {addresses.node}:22"),
-        Service("rabbitmq", ("rabbitmq-server",), ("network",), "tcp 127.0.0.1:5672", "rabbitmq",
-                environment={"HOME": "/var/lib/rabbitmq", "ERL_EPMD_ADDRESS": "127.0.0.1"}),
-        Service("placement", _uwsgi(addresses, "placement", "/usr/bin/placement-api"), ("network", "mariadb"),
-                f"http {addresses.url('placement')}", "placement"),
-        Service("neutron-server", ("neutron-server", *neutron, f"{plugins}/ml2_conf.ini"), logged_in,
-                f"http {addresses.url('network')}", "neutron"),
-        Service("nova-conductor", ("nova-conductor",), (*logged_in, "placement"),
-                "log Join ServiceGroup membership for this service conductor", "nova"),
-        Service("nova-scheduler", ("nova-scheduler",), (*logged_in, "placement"),
-                "log Join ServiceGroup membership for this service scheduler", "nova"),
-        Service("nova-compute", ("nova-compute",), (*logged_in, "placement", "nova-conductor", "libvirtd"), "",
-                "nova"),
-        Service("nova-api", ("nova-api",), logged_in, f"http http://{addresses.node}:8774/", "nova"),
-        Service("linuxbridge-agent", ("neutron-linuxbridge-agent", *neutron, f"{plugins}/linuxbridge_agent.ini"),
-                ("neutron-server",), "", "neutron"),
-        Service("l3-agent", ("neutron-l3-agent", *neutron, "/etc/neutron/l3_agent.ini"), ("neutron-server",), "",
-                "neutron"),
-        Service("dhcp-agent", ("neutron-dhcp-agent", *neutron, "/etc/neutron/dhcp_agent.ini"), ("neutron-server",),
-                "", "neutron"),
-        Service("metadata-agent", ("neutron-metadata-agent", *neutron, "/etc/neutron/metadata_agent.ini"),
-                ("neutron-server",), "", "neutron"),
-        Service("glance-api", ("glance-api", "--config-file", "/etc/glance/glance-api.conf"),
-                ("keystone",), f"http {addresses.url('image')}/", "glance"),
+                (f"tcp {addresses.node}:22",)),
+        Service("placement", _uwsgi(addresses, "placement", "/usr/bin/placement-api"), stored,
+                (f"http {addresses.url('placement')}",), "placement"),
+        Service("neutron-server", ("neutron-server", *neutron, f"{plugins}/ml2_conf.ini"), stored,
+                (f"http {addresses.url('network')}", *(f"log Queue.declare: {topic}" for topic in TOPICS)), "neutron"),
+        Service("nova-conductor", ("nova-conductor",), (*stored, *asking), (f"{joined} conductor",), "nova"),
+        Service("nova-scheduler", ("nova-scheduler",), (*stored, *asking), (f"{joined} scheduler",), "nova"),
+        Service("nova-compute", ("nova-compute",), (*asking, "nova-conductor", "libvirtd"),
+                (f"{joined} compute",), "nova"),
+        Service("nova-api", ("nova-api",), stored, (f"http http://{addresses.node}:8774/",), "nova"),
+        agent("linuxbridge-agent", f"{plugins}/linuxbridge_agent.ini"),
+        agent("l3-agent", "/etc/neutron/l3_agent.ini"),
+        agent("dhcp-agent", "/etc/neutron/dhcp_agent.ini"),
+        agent("metadata-agent", "/etc/neutron/metadata_agent.ini"),
+        Service("glance-api", ("glance-api", "--config-file", "/etc/glance/glance-api.conf"), stored,
+                (f"http {addresses.url('image')}/",), "glance"),
     )
 
 
@@ -115,11 +123,10 @@ def seed(addresses: Addresses, known: Secrets) -> tuple[Service, ...]:
 
     def after(name: str, needs: str) -> Service:
         service = started[name]
-        return Service(service.name, service.argv, (*service.needs, *needs.split()), service.ready, service.user,
-                       service.once, service.graceful)
+        return replace(service, needs=(*service.needs, *needs.split()))
 
     return (
-        started["network"], started["memcached"], started["virtlogd"], started["libvirtd"],
+        *(started[name] for name in ("network", "rabbitmq", "memcached", "virtlogd", "libvirtd")),
         once("database-directory", ("mariadb-install-db", "--user=mysql", "--skip-test-db",
                                     "--auth-root-authentication-method=socket"), "", "root"),
         after("mariadb", "database-directory"),

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -163,10 +163,10 @@ def _sow(place: Place, addresses: Addresses, system: Path, part: Path, progress:
         _ready(place, ["keystone"], wanted, deadline)
         catalog.accounts(_admin(addresses, known), addresses, known)
 
-    with ThreadPoolExecutor(1) as pool:
-        making_accounts = pool.submit(accounts)
+    with _meanwhile(accounts) as made:
         _ready(place, [s.name for s in wanted], wanted, deadline, progress.detail)
-        _asked("accounts and catalog can't be made", place, making_accounts.result)
+        for future in made:
+            _asked("accounts and catalog can't be made", place, future.result)
     node.stop(place)
     shutil.rmtree(part / "work", ignore_errors=True)
     progress.detail("databases, schemas, accounts")
@@ -190,8 +190,7 @@ def _start(place: Place, addresses: Addresses, base: Base, progress: Progress) -
             _ready(place, ["nova-api"], wanted, deadline)
             catalog.flavors(admin)
 
-        with ThreadPoolExecutor(2) as pool:
-            made = [pool.submit(network), pool.submit(flavors)]
+        with _meanwhile(network, flavors) as made:
             _ready(place, [s.name for s in wanted], wanted, deadline, progress.detail)
             for future in made:
                 _asked("the external network and flavors can't be made", place, future.result)
@@ -241,7 +240,7 @@ def _agents(place: Place, admin: Connection, wanted: Sequence[Service], deadline
             raise CloudError(f"not alive after {deadline.seconds:.0f} s: {', '.join(line.name for line in ill)}",
                              hint=f"all logs: {place.logs}")
         progress.detail("waiting for " + ", ".join(line.name for line in ill))
-        time.sleep(0.3)
+        time.sleep(0.5)
 
 
 def _asked(what: str, place: Place, question: Callable[[], T]) -> T:
@@ -278,6 +277,16 @@ def _write_clouds(place: Place, addresses: Addresses, known: Secrets) -> None:
     write_whole(place.network_node, json.dumps(access, indent=1), mode=0o600)
     options = {"external_network": catalog.NETWORK, "network_nodes": [access]}
     write_whole(place.clouds, yaml.safe_dump(catalog.clouds(addresses, known, options), sort_keys=False), mode=0o600)
+
+
+@contextmanager
+def _meanwhile(*work: Callable[[], None]) -> Iterator[list[Future[None]]]:
+    """Do `work` in threads. They are not waited for when the block fails: they end when the node does."""
+    pool = ThreadPoolExecutor(len(work))
+    try:
+        yield [pool.submit(each) for each in work]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,8 +93,9 @@ def _on_node(place: Place, *command: str, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_node_s_user_enters_namespaces_and_does_nothing_else_as_root(testcloud: Place):
-    assert "198.19.0.1/24" in _on_node(testcloud, "sudo", "ip", "netns", "exec", "outside", "ip", "-4", "address")
+def test_the_node_s_user_enters_namespaces_and_does_nothing_else_as_root(testcloud: Place, real_settings: Settings):
+    outside = str(addresses_of(real_settings).outside)
+    assert outside in _on_node(testcloud, "sudo", "ip", "netns", "exec", "outside", "ip", "-4", "address")
     assert "password is required" in _on_node(testcloud, "sudo", "-n", "cat", "/etc/shadow", check=False)
 
 
@@ -246,6 +248,7 @@ def test_what_a_killed_up_leaves_is_reaped(second: Settings, moment: float):
 
 def test_addresses_that_this_host_uses_are_refused(second: Settings, testcloud: Place, real_settings: Settings):
     taken = replace(second, testcloud_external=real_settings.testcloud_external)
-    with pytest.raises(HostError, match="overlap with what this host has: unicast 203"):
+    external = re.escape(real_settings.testcloud_external)
+    with pytest.raises(HostError, match=f"overlap with what this host has: unicast {external}"):
         up.up(taken, Progress(io.StringIO()), fresh=True)
     assert _left(place_of(taken)) == []
