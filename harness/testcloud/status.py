@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +58,28 @@ def ending(code: int) -> str:
     return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def of_agents(cloud: Connection) -> list[Line]:
-    """A line for every agent of Neutron and service of Nova, also for those that should be there and are not."""
+def of_agents(cloud: Connection, since: float) -> list[Line]:
+    """A line for every agent of Neutron and service of Nova, also for those that should be there and are not.
+
+    The node started at `since` (seconds since the epoch): an API believes in a heartbeat for a minute, also in one
+    of before.
+    """
     network = {a.agent_type: a for a in cloud.network.agents()}
-    lines = [_agent(name, network[name].is_alive, network[name].last_heartbeat_at) if name in network
+    lines = [_agent(name, network[name].is_alive, network[name].last_heartbeat_at, since) if name in network
              else Line(name, False, "never seen") for name in AGENTS]
     compute = {s.binary: s for s in cloud.compute.services()}
-    lines += [_agent(name, compute[name].state == "up", compute[name].updated_at) if name in compute
+    lines += [_agent(name, compute[name].state == "up", compute[name].updated_at, since) if name in compute
               else Line(name, False, "never seen") for name in COMPUTE]
     hypervisors = list(cloud.compute.hypervisors())
     lines.append(Line("hypervisor", bool(hypervisors), ", ".join(h.name for h in hypervisors) or "none"))
     return lines
 
 
-def _agent(name: str, alive: bool, heartbeat: str | None) -> Line:
-    return Line(name, bool(alive), f"{'alive' if alive else 'DOWN'}, heartbeat {heartbeat or 'never'}")
+def _agent(name: str, alive: bool, heartbeat: str | None, since: float) -> Line:
+    """`heartbeat` is UTC in ISO 8601, to the second; a service of Nova that is new has none for some seconds."""
+    if heartbeat and datetime.fromisoformat(heartbeat).replace(tzinfo=UTC).timestamp() < int(since):
+        return Line(name, False, f"silent since the start, heartbeat {heartbeat}")
+    return Line(name, bool(alive), f"{'alive' if alive else 'DOWN'}, heartbeat {heartbeat or 'not yet'}")
 
 
 def memory_of(first: int) -> dict[int, int]:

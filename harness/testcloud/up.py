@@ -90,7 +90,7 @@ def report(settings: Settings, out: TextIO) -> int:
     lines = status.of_node(place, services.cloud(addresses))
     try:
         base = Base(**json.loads((place.state / "base.json").read_text()))
-        lines += status.of_agents(_admin(addresses, _secrets(place.directory / base.seed)))
+        lines += status.of_agents(_admin(addresses, _secrets(place.directory / base.seed)), known["started"])
     except (OSError, openstack.exceptions.SDKException, keystoneauth1.exceptions.ClientException) as error:
         lines.append(status.Line("agents", False, f"not known: {error}"[:100]))
     now = time.time()
@@ -229,9 +229,10 @@ def _ready(place: Place, names: Sequence[str], wanted: Sequence[Service], deadli
 def _agents(place: Place, admin: Connection, wanted: Sequence[Service], deadline: Deadline,
             progress: Progress) -> None:
     """Wait until every agent has reported and there is a hypervisor to launch on."""
+    since = place.noted("node")["started"]
     while True:
         _ready(place, [], wanted, deadline)
-        ill = [line for line in _asked("the agents can't be listed", place, lambda: status.of_agents(admin))
+        ill = [line for line in _asked("the agents can't be listed", place, lambda: status.of_agents(admin, since))
                if not line.well]
         if not ill:
             progress.detail("all alive")

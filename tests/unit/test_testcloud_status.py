@@ -1,4 +1,5 @@
 import os
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 from harness.testcloud import status
@@ -41,10 +42,14 @@ def test_a_command_shows_only_where_it_failed():
     assert not line.well and line.seen == "DEAD, exit code 3"
 
 
+HEARTBEAT = "2026-11-25 10:00:30"
+START = datetime(2026, 11, 25, 10, 0, 30, 500_000, tzinfo=UTC).timestamp()
+
+
 def _cloud(agents, compute, hypervisors):
     return SimpleNamespace(
         network=SimpleNamespace(agents=lambda: [
-            SimpleNamespace(agent_type=name, is_alive=alive, last_heartbeat_at="then") for name, alive in agents]),
+            SimpleNamespace(agent_type=name, is_alive=alive, last_heartbeat_at=HEARTBEAT) for name, alive in agents]),
         compute=SimpleNamespace(
             services=lambda: [SimpleNamespace(binary=name, state=state, updated_at=None) for name, state in compute],
             hypervisors=lambda: [SimpleNamespace(name=name) for name in hypervisors]))
@@ -54,7 +59,7 @@ ALL = [(name, True) for name in status.AGENTS], [(name, "up") for name in status
 
 
 def test_agents_that_all_report_are_well():
-    assert all(line.well for line in status.of_agents(_cloud(*ALL)))
+    assert all(line.well for line in status.of_agents(_cloud(*ALL), START))
 
 
 def test_an_agent_that_is_silent_or_never_came_is_not():
@@ -63,7 +68,14 @@ def test_an_agent_that_is_silent_or_never_came_is_not():
                         (_cloud([(agents[0][0], False), *agents[1:]], compute, hypervisors), "Linux bridge agent"),
                         (_cloud(agents, [("nova-compute", "down"), *compute[1:]], hypervisors), "nova-compute"),
                         (_cloud(agents, compute, []), "hypervisor")):
-        assert [line.name for line in status.of_agents(cloud) if not line.well] == [name]
+        assert [line.name for line in status.of_agents(cloud, START) if not line.well] == [name]
+
+
+def test_a_heartbeat_of_before_the_start_is_none():
+    """Neutron believes in it for 75 seconds."""
+    lines = status.of_agents(_cloud(*ALL), START + 1)
+    assert [line.name for line in lines if not line.well] == list(status.AGENTS)
+    assert "silent since the start" in lines[0].seen
 
 
 def test_memory_is_counted_by_session():
