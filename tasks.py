@@ -81,11 +81,15 @@ def inspect(c: Context, appliance: str = DEFAULT, json: bool = False) -> None:
     _stages(appliance, json, lambda work: work.inspect(_built(work)))
 
 
-@task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml"})
-def launch(c: Context, appliance: str = DEFAULT, cloud: str | None = None, json: bool = False) -> None:
-    """Start a server from the built image and leave it running."""
+@task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml",
+            "count": "how many servers"})
+def launch(c: Context, appliance: str = DEFAULT, cloud: str | None = None, count: int = 1, json: bool = False) -> None:
+    """Start servers from the built image and leave them running."""
+    if count < 1:
+        raise DescriptionError(f"--count is {count}", hint="1 or more")
+    names = [f"server{number}" for number in range(1, count + 1)]
     keep = "passed" if _settings().keep == "never" else "always"
-    _stages(appliance, json, lambda work: work.launch(work.upload(_built(work))), cloud=cloud, keep=keep)
+    _stages(appliance, json, lambda work: work.launch(work.upload(_built(work)), *names), cloud=cloud, keep=keep)
 
 
 @task(help={"run": "run id; without it the run whose server is running", "reboot": "reboot the server first"})

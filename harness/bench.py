@@ -100,7 +100,8 @@ def machine(cloud: Cloud) -> dict[str, Any]:
     """What the figures depend on besides the code."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {"processor": model[1] if model else "unknown", "cores": len(os.sched_getaffinity(0)),
-            "load": round(os.getloadavg()[0], 1), "cloud": cloud.describe(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+            "load": round(os.getloadavg()[0], 1), "cloud": cloud.describe(),
+            "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
 def table(where: dict[str, Any], rows: Sequence[Row]) -> str:
@@ -186,7 +187,7 @@ def _boots(work: Work, count: int) -> Iterator[Row]:
 def _stock_boot(work: Work, image: Path, name: str) -> float:
     """Seconds until the console of a server from the stock image says that cloud-init is done."""
     begin = time.monotonic()
-    server = work.cloud.launch(work.run, _spec(work, image, name), Deadline(600))
+    server = work.cloud.launch(work.run, [_spec(work, image, name)], Deadline(600))[0]
     deadline = Deadline(600)
     while not _CLOUD_INIT_DONE.search(work.cloud.console(work.run, server)):
         if deadline.expired or not work.cloud.alive(work.run, server):
@@ -204,7 +205,7 @@ def _spec(work: Work, image: Path, name: str) -> ServerSpec:
 def _checks(work: Work) -> Iterator[Row]:
     image: Image = work.build()
     with work.run.journal.passing(work.cloud.removers):
-        server = work.launch(work.upload(image), "checked")
+        [server] = work.launch(work.upload(image), "checked")
         ours, results = _timed(lambda: _run_checks(work, server, ()))
         peer, _ = _timed(lambda: _run_checks(work, server, ("--host-backend", "ssh")))
     yield Row(f"all {results} checks of one server", "s", ours, peer, "testinfra's default ssh back end",

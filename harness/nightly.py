@@ -114,7 +114,7 @@ def nightly(work: Work, *, force: bool = False) -> None:
     image = work.build(force=force)
     work.inspect(image)
     work.gate(image)
-    server = work.launch(work.upload(image))
+    [server] = work.launch(work.upload(image))
     if not work.check(server):
         raise CheckFailed("checks failed after the first boot")
     if not work.reboot(server):

@@ -25,7 +25,7 @@ from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec
 from harness.cloud.local import LocalCloud
 from harness.conntrack import plan
 from harness.deadline import Deadline
-from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, RemovalError
+from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, NotReadyError, RemovalError
 from harness.image import build as image_build
 from harness.image.build import Image
 from harness.image.finding import expectation
@@ -122,7 +122,7 @@ class Work:
         with self._stage("boot") as say:
             here = LocalCloud(self.settings)
             with self.run.journal.passing(here.removers):
-                _, ready = self._boot(here, os.fspath(image.path), "gate", say)
+                [(_, ready)] = self._boot(here, os.fspath(image.path), ["gate"], say)
                 shell.close_all(self.run)
             write_whole(passed, json.dumps({"run": self.run.id, "cloud": here.describe(), "timings": ready.timings}))
 
@@ -136,21 +136,38 @@ class Work:
         with self._stage("upload") as say:
             return self.cloud.upload(self.run, file, Deadline(DEADLINES["upload"]), say)
 
-    def launch(self, image: str, name: str = "server1") -> Server:
-        """Start a server from an image that the cloud knows, and wait until cloud-init is done."""
+    def launch(self, image: str, *names: str) -> list[Server]:
+        """Start servers, one unless more are named, from an image that the cloud knows; wait until all are ready."""
         with self._stage("launch") as say:
-            server, ready = self._boot(self.cloud, image, name, say)
+            booted = self._boot(self.cloud, image, names or ("server1",), say)
+            server, ready = booted[0]
             self.run.facts["server"] = {"name": server.name, "timings": ready.timings,
                                         "internal_ip": server.internal_ip, "floating_ip": server.floating_ip,
                                         "datasource": ready.datasource}
-            return server
+            if len(booted) > 1:
+                say(f"{len(booted)} servers ready")
+            return [server for server, _ in booted]
 
-    def _boot(self, cloud: Cloud, image: str, name: str, say: Callable[[str], None]) -> tuple[Server, Ready]:
+    def _boot(self, cloud: Cloud, image: str, names: Sequence[str], say: Callable[[str], None]
+              ) -> list[tuple[Server, Ready]]:
         deadline = Deadline(DEADLINES["launch"])
-        spec = server_spec(self.settings, self.appliance, self.run, image, keys.create(self.run).public, name)
+        public = keys.create(self.run).public
         say("starting")
-        server = cloud.launch(self.run, spec, deadline)
-        ssh_config.write(self.run, [server])
+        servers = cloud.launch(self.run, [server_spec(self.settings, self.appliance, self.run, image, public, name)
+                                          for name in names], deadline)
+        ssh_config.write(self.run, cloud.servers(self.run))
+        # They boot at the same time, so that waiting for one after the other takes no longer.
+        booted, errors = [], []
+        for server in servers:
+            try:
+                booted.append((server, self._wait(cloud, server, deadline, say)))
+            except NotReadyError as error:
+                errors.append(error)
+        if errors:
+            raise together(errors, len(servers))
+        return booted
+
+    def _wait(self, cloud: Cloud, server: Server, deadline: Deadline, say: Callable[[str], None]) -> Ready:
         try:
             ready = readiness.wait(cloud, self.run, server, deadline, say)
         except PortClosed as error:
@@ -161,7 +178,7 @@ class Work:
                              excerpt=error.excerpt, hint="is the network node's namespace the right one, and does a "
                              "security group let port 22 in? docs/openstack.md") from error
         say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
-        return server, ready
+        return ready
 
     def check(self, server: Server, selection: Sequence[str] = ()) -> bool:
         """Run the appliance's checks on a server; True when all passed."""
@@ -224,6 +241,16 @@ def server_spec(settings: Settings, appliance: Appliance, run: Run, image: str, 
     return ServerSpec(name=name, image=image, user=appliance.user, public_key=public_key, user_data=user_data,
                       memory=appliance.server.memory, cpus=appliance.server.cpus, disk=appliance.server.disk,
                       ports=appliance.ports)
+
+
+def together(errors: Sequence[NotReadyError], servers: int) -> NotReadyError:
+    """The failures of several servers as one: the first, and how many failed in the same way."""
+    first = errors[0]
+    if servers > 1:
+        alike = sum(type(error) is type(first) for error in errors)
+        others = f", {len(errors) - alike} in other ways" if alike < len(errors) else ""
+        first.message = f"{alike} of {servers} servers{others}: {first.message}"
+    return first
 
 
 def previous_stages(settings: Settings, run: Run) -> dict[str, float]:

@@ -54,7 +54,7 @@ def name(result: CheckResult) -> str:
 @contextmanager
 def server_of(settings: Settings, appliance: Appliance, image: Image) -> Iterator[Booted]:
     with work_in(settings, appliance) as work:
-        yield Booted(work, work.launch(work.upload(image)))
+        yield Booted(work, work.launch(work.upload(image))[0])
     for copy in settings.cache.glob("raw/*.raw"):
         copy.unlink()
 

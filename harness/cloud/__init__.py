@@ -149,8 +149,8 @@ class Cloud(Protocol):
     def upload(self, run: Run, image: ImageFile, deadline: Deadline, say: Say) -> str:
         """Make the image known to the cloud; what it is called there. Raises CloudError."""
 
-    def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
-        """Start a server; return when it has an address, it need not be ready. Raises CloudError, HostError."""
+    def launch(self, run: Run, specs: Sequence[ServerSpec], deadline: Deadline) -> list[Server]:
+        """Start servers; return when they have addresses, they need not be ready. Raises CloudError, HostError."""
 
     def servers(self, run: Run) -> Sequence[Server]:
         """The servers of a run that were launched and not removed, read back from the run's directory."""

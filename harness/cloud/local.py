@@ -105,11 +105,14 @@ class LocalCloud:
         """The image's own file: a server's disk lies over it."""
         return os.fspath(image.path)
 
-    def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
-        """Start a server; it has its addresses and its QEMU runs when this returns.
+    def launch(self, run: Run, specs: Sequence[ServerSpec], deadline: Deadline) -> list[Server]:
+        """Start servers; they have their addresses and their QEMU runs when this returns.
 
         Raises CloudError, HostError, and DescriptionError for a name that can't be one or is there already.
         """
+        return [self._launch(run, spec, deadline) for spec in specs]
+
+    def _launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
         if not _NAME.fullmatch(spec.name):
             raise DescriptionError(f"{spec.name!r} can't name a server",
                                    hint="small letters, digits and hyphens, a letter first")

@@ -124,11 +124,26 @@ class Neutron:
             self._make("os-security-group-rule", f"rule {rule}", {"description": description},
                        security.to_api(rule, group.id, description), deadline)
 
-    def port(self, name: str, subnet: Subnet, group: str, deadline: Deadline) -> Any:
-        """A server's port in the subnet (openstack.network.v2.port.Port)."""
-        return self._one("os-port", name, {
-            "network_id": subnet.network, "fixed_ips": [{"subnet_id": subnet.id}], "security_groups": [group]},
-            deadline)
+    def ports(self, names: Sequence[str], subnet: Subnet, group: str, deadline: Deadline) -> list[Any]:
+        """Ports in the subnet, in the order of `names` (openstack.network.v2.port.Port); made by one request."""
+        wanted = [f"{self.prefix}-{name}" for name in names]
+        for name in wanted:
+            self.journal.creating(Resource("os-port", name, self._data()))
+        known = {p.name: p for p in _list(self.api, "os-port", description=self.mark)}
+        lacking = [{"name": name, "description": self.mark, "network_id": subnet.network,
+                    "fixed_ips": [{"subnet_id": subnet.id}], "security_groups": [group]}
+                   for name in wanted if name not in known]
+
+        def find() -> list[Any] | None:
+            made = [p for p in _list(self.api, "os-port", description=self.mark) if p.name not in known]
+            return made if len(made) == len(lacking) else None
+
+        if lacking:
+            made = self.api.create(f"{len(lacking)} ports", find,
+                                   lambda: list(self.api.sdk.network.create_ports(lacking)), deadline)
+            self._untagged.extend(made)
+            known |= {p.name: p for p in made}
+        return [known[name] for name in wanted]
 
     def floating_ip(self, name: str, external: str, port: str, deadline: Deadline) -> str:
         """An address of the external network that is translated to `port`; one of the run's where it has it already.

@@ -39,6 +39,8 @@ from harness.run import Run, write_whole
 from harness.settings import Settings
 
 _BUILDING = 2.0
+_NAMESPACE = 60.0
+"""Seconds that an agent may take to make a router's namespace."""
 _LOOKING = 2.0
 """Seconds between two requests for a server's state or console: one request serves everybody who asks meanwhile."""
 
@@ -99,41 +101,67 @@ class OpenStackCloud:
         say(f"{file.name}, the same hash is there" if uploaded.reused else f"{file.name}, hash compared")
         return uploaded.id
 
-    def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
-        """Start a server; it is ACTIVE and has its addresses when this returns. Raises CloudError."""
+    def launch(self, run: Run, specs: Sequence[ServerSpec], deadline: Deadline) -> list[Server]:
+        """Start servers; they are ACTIVE and have their addresses when this returns. Raises CloudError.
+
+        What they share (network, security group, key pair) is made once, and they are waited for together.
+        """
+        for spec in specs:
+            self._directory(run, spec.name)
         options = self.api.options
-        directory = run.directory / spec.name
-        try:
-            directory.mkdir(mode=0o750)
-        except FileExistsError:
-            raise DescriptionError(f"run {run.id} has a server {spec.name} already") from None
         network = self._neutron(run)
-        flavor = self._flavor(Need(spec.memory, spec.cpus, spec.disk))
         external = network.external_network(options.external_network)
         subnet = (network.named_network(options.network) if options.network
                   else network.own_network(external, options.cidr, deadline))
-        rules = security.wanted(spec.ports, options.remote_prefix)
-        group = (network.named_group(options.security_group, rules, deadline) if options.security_group
-                 else network.own_group(rules, deadline))
         key_pair = self._key_name(run.id)
         run.journal.creating(Resource("os-key-pair", key_pair, {"cloud": self.name}))
-        nova.import_key_pair(self.api, key_pair, spec.public_key, deadline)
-        port = network.port(spec.name, subnet, group, deadline)
-        floating = network.floating_ip(spec.name, external, str(port.id), deadline)
-        name = f"{run.id}-{spec.name}"
-        run.journal.creating(Resource("os-server", name, {"cloud": self.name, "run": run.id}))
-        identity = nova.create_server(self.api, name, self._attributes(run, spec, flavor, key_pair, str(port.id)),
-                                      spec.user_data, deadline)
+        nova.import_key_pair(self.api, key_pair, specs[0].public_key, deadline)
+        ports = network.ports([spec.name for spec in specs], subnet, self._group(network, specs, deadline), deadline)
+        flavor = self._flavor(Need(specs[0].memory, specs[0].cpus, specs[0].disk, len(specs)))
+        requested = []
+        for spec, port in zip(specs, ports, strict=True):
+            floating = network.floating_ip(spec.name, external, str(port.id), deadline)
+            name = f"{run.id}-{spec.name}"
+            run.journal.creating(Resource("os-server", name, {"cloud": self.name, "run": run.id}))
+            identity = nova.create_server(self.api, name, self._attributes(run, spec, flavor, key_pair, str(port.id)),
+                                          spec.user_data, deadline)
+            requested.append((spec, identity, str(port.fixed_ips[0]["ip_address"]), floating))
         network.tag()
-        internal = str(port.fixed_ips[0]["ip_address"])
-        routes = self._routes(run, network, subnet, internal, floating, deadline)
+        place = self._place(run, network, subnet, deadline) if options.route is RouteKind.NAMESPACE else None
+        servers = [self._server(run, *given, place) for given in requested]
+        found = nova.wait_active(self.api, run.id, [f"{run.id}-{spec.name}" for spec in specs], deadline, _BUILDING)
+        run.facts.setdefault("cloud", self._facts()).update(
+            server_id=", ".join(s.id for s in servers), hypervisor=", ".join(dict.fromkeys(s.host for s in found)),
+            flavor=flavor.name, config_drive=options.config_drive)
+        return servers
+
+    def _directory(self, run: Run, name: str) -> None:
+        try:
+            (run.directory / name).mkdir(mode=0o750)
+        except FileExistsError:
+            raise DescriptionError(f"run {run.id} has a server {name} already") from None
+
+    def _group(self, network: Neutron, specs: Sequence[ServerSpec], deadline: Deadline) -> str:
+        options = self.api.options
+        rules = security.wanted([port for spec in specs for port in spec.ports], options.remote_prefix)
+        if options.security_group:
+            return network.named_group(options.security_group, rules, deadline)
+        return network.own_group(rules, deadline)
+
+    def _server(self, run: Run, spec: ServerSpec, identity: str, internal: str, floating: str,
+                place: tuple[str, Gateway | None] | None) -> Server:
+        """The server as it is read back by servers(); its ways, the wanted one first."""
+        options = self.api.options
+        routes = [Route(RouteKind.FLOATING_IP, floating)]
+        if place:
+            routes.insert(0, Route(RouteKind.NAMESPACE, internal, *place))
+        elif options.route is RouteKind.JUMP:
+            routes.insert(0, Route(RouteKind.JUMP, internal, gateway=options.jump))
+        directory = run.directory / spec.name
         server = Server(name=spec.name, id=identity, user=spec.user, internal_ip=internal, floating_ip=floating,
-                        routes=routes, console_log=directory / "console.log",
+                        routes=tuple(routes), console_log=directory / "console.log",
                         datasource="ConfigDrive" if options.config_drive else "OpenStack")
         write_whole(directory / "server.json", server.to_json())
-        state = nova.wait_active(self.api, run.id, [name], deadline, _BUILDING)[0]
-        run.facts.setdefault("cloud", self._facts()).update(
-            server_id=identity, hypervisor=state.host, flavor=flavor.name, config_drive=options.config_drive)
         return server
 
     def servers(self, run: Run) -> Sequence[Server]:
@@ -208,21 +236,15 @@ class OpenStackCloud:
             attributes["image_id"] = spec.image
         return attributes
 
-    def _routes(self, run: Run, network: Neutron, subnet: Subnet, internal: str, floating: str, deadline: Deadline
-                ) -> tuple[Route, ...]:
-        """All ways to a server, the wanted one first. Raises CloudError where that one can't be found."""
-        options = self.api.options
-        by_floating = Route(RouteKind.FLOATING_IP, floating)
-        if options.route is RouteKind.FLOATING_IP:
-            return (by_floating,)
-        if options.route is RouteKind.JUMP:
-            return (Route(RouteKind.JUMP, internal, gateway=options.jump), by_floating)
-        return (self._by_namespace(run, network, subnet, internal, deadline), by_floating)
+    def _place(self, run: Run, network: Neutron, subnet: Subnet, deadline: Deadline) -> tuple[str, Gateway | None]:
+        """The namespace from which the subnet is reached, and the host that it is on (None: this one).
 
-    def _by_namespace(self, run: Run, network: Neutron, subnet: Subnet, internal: str, deadline: Deadline) -> Route:
+        Waits until it is there. Raises CloudError at the deadline, and where the router is on standby only.
+        """
         chosen = router.choose(network.routers_of(subnet), subnet.gateway)
         nodes: Sequence[Gateway | None] = self.api.options.network_nodes or (None,)
         hosts = network.hosts_of(chosen.router) if chosen else []
+        limit = deadline.within(_NAMESPACE)
         while True:
             places = [gateway.look(node, router.candidates(chosen, subnet.network), deadline) for node in nodes]
             found = router.locate(places, chosen, subnet.network)
@@ -230,8 +252,8 @@ class OpenStackCloud:
                 number, name = found
                 run.facts.setdefault("cloud", self._facts()).update(
                     namespace=name, network_host=hosts[0] if hosts else places[number].host)
-                return Route(RouteKind.NAMESPACE, internal, name, nodes[number])
-            if deadline.expired:
+                return name, nodes[number]
+            if limit.expired:
                 raise CloudError(f"{self.name}: {found}", hint="network_nodes in clouds.yaml, or another route: "
                                  "docs/openstack.md" + (f"; its agents are on {', '.join(hosts)}" if hosts else ""))
             time.sleep(0.5)

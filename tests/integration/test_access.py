@@ -75,7 +75,7 @@ def tiny(tmp_path: Path) -> Iterator[tuple[LocalCloud, Run]]:
 def test_a_server_that_never_comes_up_is_told_with_its_console(
         tiny: tuple[LocalCloud, Run], tmp_path: Path, ends: bool, error: type[NotReadyError]) -> None:
     cloud, run = tiny
-    server = cloud.launch(run, small_guest.spec(small_guest.image(tmp_path / "x.qcow2", ends=ends)), Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(small_guest.image(tmp_path / "x.qcow2", ends=ends))], Deadline(60))[0]
     ssh_config.write(run, [server])
     with pytest.raises(error) as never:
         readiness.wait(cloud, run, server, Deadline(8), lambda text: None)

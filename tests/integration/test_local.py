@@ -84,7 +84,7 @@ def until_printed(cloud: LocalCloud, run: Run, server: Server, times: int = 1, s
 
 def test_server_boots_prints_is_reset_and_powered_off(settings: Settings, run: Run, tmp_path: Path) -> None:
     cloud = LocalCloud(settings)
-    server = cloud.launch(run, small_guest.spec(small_guest.image(tmp_path / "image.qcow2")), Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(small_guest.image(tmp_path / "image.qcow2"))], Deadline(60))[0]
     until_printed(cloud, run, server)
     assert cloud.alive(run, server)
     assert LocalCloud(settings).servers(run) == [server]
@@ -99,7 +99,7 @@ def test_removal_is_quick_complete_and_can_be_repeated(settings: Settings, run: 
     cloud = LocalCloud(settings)
     image = small_guest.image(tmp_path / "image.qcow2")
     before = image.read_bytes()
-    server = cloud.launch(run, small_guest.spec(image), Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(image)], Deadline(60))[0]
     made = run.journal.outstanding()
     assert run.journal.remove_outstanding(cloud.removers) == []
     assert traces(settings, run) == []
@@ -115,7 +115,8 @@ def test_servers_and_runs_side_by_side_do_not_clash(settings: Settings, run: Run
     cloud = LocalCloud(settings)
     with a_run(settings) as other, ThreadPoolExecutor(4) as pool:
         wanted = [(r, f"server{n}") for r in (run, other) for n in (1, 2)]
-        servers = list(pool.map(lambda w: cloud.launch(w[0], small_guest.spec(image, w[1]), Deadline(120)), wanted))
+        launched = pool.map(lambda w: cloud.launch(w[0], [small_guest.spec(image, w[1])], Deadline(120)), wanted)
+        servers = [server for [server] in launched]
         for (where, _), server in zip(wanted, servers, strict=True):
             until_printed(cloud, where, server, seconds=60)
         assert len({s.floating_ip for s in servers}) == 4
@@ -172,7 +173,7 @@ def connects(namespace: str, address: str, port: int) -> bool:
 def test_packets_reach_what_they_should_and_nothing_else(settings: Settings, run: Run, tmp_path: Path) -> None:
     cloud = LocalCloud(settings)
     image = small_guest.image(tmp_path / "image.qcow2")
-    server = cloud.launch(run, small_guest.spec(image, ports=("5000-5010/udp",)), Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(image, ports=("5000-5010/udp",))], Deadline(60))[0]
     router = server.routes[0].namespace
     with stand_in(server) as guest:
         give_address(guest, server)
@@ -217,8 +218,8 @@ def dhcp_offer(namespace: str, mac: str) -> tuple[str, dict[int, bytes]]:
 def test_dhcp_offers_the_address_that_was_promised(settings: Settings, run: Run, tmp_path: Path) -> None:
     cloud = LocalCloud(settings)
     image = small_guest.image(tmp_path / "image.qcow2")
-    cloud.launch(run, small_guest.spec(image, "server1"), Deadline(60))
-    server = cloud.launch(run, small_guest.spec(image, "server2"), Deadline(60))
+    cloud.launch(run, [small_guest.spec(image, "server1")], Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(image, "server2")], Deadline(60))[0]
     with stand_in(server, number=1) as guest:
         listed = json.loads(subprocess.run(["ip", "-n", guest, "-json", "link", "show", "eth0"], capture_output=True,
                                            check=True).stdout)
@@ -233,8 +234,8 @@ def test_server_with_egress_reaches_out(settings: Settings, tmp_path: Path) -> N
         pytest.skip("slirp4netns is not installed; only `egress` needs it")
     settings = replace(settings, egress=True)
     with a_run(settings) as run:
-        server = LocalCloud(settings).launch(run, small_guest.spec(small_guest.image(tmp_path / "i.qcow2")),
-                                             Deadline(60))
+        server = LocalCloud(settings).launch(run, [small_guest.spec(small_guest.image(tmp_path / "i.qcow2"))],
+                                             Deadline(60))[0]
         listed = json.loads(subprocess.run(["ip", "-4", "-json", "address"], capture_output=True, check=True).stdout)
         outside = [a["local"] for entry in listed for a in entry["addr_info"]
                    if entry["ifname"] != "lo" and not entry["ifname"].startswith("dt-")]
@@ -259,10 +260,10 @@ def test_floating_addresses_run_out_with_a_clear_error(settings: Settings, run: 
 def test_floating_network_that_the_host_uses_is_refused(settings: Settings, tmp_path: Path) -> None:
     image = small_guest.image(tmp_path / "image.qcow2")
     with a_run(settings) as other:
-        LocalCloud(settings).launch(other, small_guest.spec(image), Deadline(60))
+        LocalCloud(settings).launch(other, [small_guest.spec(image)], Deadline(60))
         taken = replace(settings, floating_cidr="127.0.0.0/24")
         with a_run(taken) as run, pytest.raises(HostError, match="overlap"):
-            LocalCloud(taken).launch(run, small_guest.spec(image), Deadline(60))
+            LocalCloud(taken).launch(run, [small_guest.spec(image)], Deadline(60))
 
 
 def damaged(path: Path) -> Path:
@@ -285,14 +286,14 @@ def test_damaged_image_is_the_image_s_fault(settings: Settings, run: Run, tmp_pa
                                             make: Callable[[Path], Path], said: str) -> None:
     image = make(tmp_path / "image.qcow2")
     with pytest.raises(CloudError, match="can't be read") as raised:
-        LocalCloud(settings).launch(run, small_guest.spec(image), Deadline(60))
+        LocalCloud(settings).launch(run, [small_guest.spec(image)], Deadline(60))
     assert raised.value.fault is Fault.IMAGE
     assert said in (raised.value.excerpt or "")
 
 
 def test_missing_image_says_what_to_do(settings: Settings, run: Run, tmp_path: Path) -> None:
     with pytest.raises(CloudError, match="No such file") as raised:
-        LocalCloud(settings).launch(run, small_guest.spec(tmp_path / "none.qcow2"), Deadline(60))
+        LocalCloud(settings).launch(run, [small_guest.spec(tmp_path / "none.qcow2")], Deadline(60))
     assert "./inv build" in str(raised.value)
 
 
@@ -300,19 +301,19 @@ def test_disk_smaller_than_the_image_is_refused(settings: Settings, run: Run, tm
     image = tmp_path / "large.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "2G"], check=True)
     with pytest.raises(DescriptionError, match=r"2\.0 GiB"):
-        LocalCloud(settings).launch(run, small_guest.spec(image), Deadline(60))
+        LocalCloud(settings).launch(run, [small_guest.spec(image)], Deadline(60))
 
 
 def test_qemu_that_does_not_start_speaks_for_itself(settings: Settings, run: Run, tmp_path: Path) -> None:
     broken = replace(settings, cpu="no-such-model")
     with pytest.raises(CloudError) as raised:
-        LocalCloud(broken).launch(run, small_guest.spec(small_guest.image(tmp_path / "i.qcow2")), Deadline(60))
+        LocalCloud(broken).launch(run, [small_guest.spec(small_guest.image(tmp_path / "i.qcow2"))], Deadline(60))
     assert "no-such-model" in (raised.value.excerpt or "")
 
 
 def test_guest_that_ends_is_not_alive(settings: Settings, run: Run, tmp_path: Path) -> None:
     cloud = LocalCloud(settings)
-    server = cloud.launch(run, small_guest.spec(small_guest.image(tmp_path / "i.qcow2", ends=True)), Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(small_guest.image(tmp_path / "i.qcow2", ends=True))], Deadline(60))[0]
     deadline = Deadline(20)
     while cloud.alive(run, server):
         assert not deadline.expired
@@ -326,14 +327,14 @@ def test_missing_program_is_named_and_nothing_is_made(settings: Settings, run: R
     found = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, **kw: None if name == "dnsmasq" else found(name, **kw))
     with pytest.raises(CommandMissing, match="dnsmasq"):
-        LocalCloud(settings).launch(run, small_guest.spec(image), Deadline(60))
+        LocalCloud(settings).launch(run, [small_guest.spec(image)], Deadline(60))
     assert run.journal.outstanding() == []
 
 
 @pytest.mark.parametrize("name", ["", "Server", "a/b", "../x", "1a"])
 def test_name_that_can_not_be_one_is_refused(settings: Settings, run: Run, tmp_path: Path, name: str) -> None:
     with pytest.raises(DescriptionError, match="name"):
-        LocalCloud(settings).launch(run, small_guest.spec(tmp_path / "i.qcow2", name), Deadline(60))
+        LocalCloud(settings).launch(run, [small_guest.spec(tmp_path / "i.qcow2", name)], Deadline(60))
 
 
 def test_probe_boots_a_guest_and_sees_one_that_does_not(settings: Settings) -> None:
@@ -351,7 +352,7 @@ def test_probe_does_not_believe_a_guest_that_only_starts(monkeypatch: pytest.Mon
 
 def test_qemu_gives_up_root(settings: Settings, run: Run, tmp_path: Path) -> None:
     cloud = LocalCloud(settings)
-    server = cloud.launch(run, small_guest.spec(small_guest.image(tmp_path / "i.qcow2")), Deadline(60))
+    server = cloud.launch(run, [small_guest.spec(small_guest.image(tmp_path / "i.qcow2"))], Deadline(60))[0]
     [pid] = processes_with(server.id)
     status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     assert "0" not in status["Uid"].split()

@@ -39,7 +39,7 @@ from tests import small_guest
 settings = Settings.load(Path(sys.argv[1]), {}, accelerator="tcg")
 run = Run.create(settings.runs, "x", "local")
 print(run.id, flush=True)
-LocalCloud(settings).launch(run, small_guest.spec(settings.project / "image.qcow2"), Deadline(60))
+LocalCloud(settings).launch(run, [small_guest.spec(settings.project / "image.qcow2")], Deadline(60))
 if sys.argv[2] == "kept":
     run.state = State.KEPT
     run.save()

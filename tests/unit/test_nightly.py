@@ -64,7 +64,7 @@ class SmallCloud:
     def console_url(self, server: Server) -> str:
         raise NotImplementedError
 
-    def launch(self, run: Run, spec: ServerSpec, deadline: Deadline) -> Server:
+    def launch(self, run: Run, specs: Sequence[ServerSpec], deadline: Deadline) -> list[Server]:
         raise NotImplementedError
 
     def servers(self, run: Run) -> Sequence[Server]:
