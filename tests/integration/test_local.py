@@ -248,7 +248,7 @@ def test_server_with_egress_reaches_out(settings: Settings, tmp_path: Path) -> N
 
 
 def test_floating_addresses_run_out_with_a_clear_error(settings: Settings, run: Run) -> None:
-    network = Network(Mark(owner(settings), run.id), external_network("198.19.255.0/29"))
+    network = Network(Mark(owner(settings), run.id), external_network("198.19.128.0/29"))
     create(network, run.journal, Deadline(20))
     given = {allocate_floating_ip(network, 0) for _ in range(5)}
     assert len(given) == 5
