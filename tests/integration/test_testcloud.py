@@ -29,7 +29,7 @@ from harness.testcloud.config import addresses_of
 from harness.testcloud.place import Place, place_of
 from tests import small_guest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900), pytest.mark.nightly]
 
 
 def _connection(place: Place, name: str, settings: Settings) -> Any:
