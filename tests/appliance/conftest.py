@@ -54,9 +54,9 @@ def plan(appliance):
 @pytest.fixture(scope="session")
 def units(host):
     """Properties of the units that checks ask for, by unit (systemctl(1), show)."""
-    names = ["rtpengine.service", "redis-server.service", "logrotate.timer"]
-    shown = host.check_output("systemctl show --property=ActiveState,SubState,NRestarts,Result,UnitFileState,MainPID "
-                              + " ".join(names))
+    names = ["rtpengine.service", "redis-server.service", "logrotate.timer", "cloud-init-stages.service"]
+    shown = host.check_output("systemctl show --property=ActiveState,SubState,NRestarts,Result,UnitFileState,MainPID,"
+                              "StatusText " + " ".join(names))
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
     return dict(zip(names, blocks, strict=True))
 

@@ -12,6 +12,8 @@ ALLOWED = {
 }
 STAGES = ("init-local", "init", "modules-config", "modules-final")
 
+COMMANDS = ("init --local", "init", "modules --mode=config", "modules --mode=final")
+
 LEAST_GROWN = 0.88
 """Of the disk; the rest is boot partitions and what the file system needs for itself."""
 
@@ -34,6 +36,12 @@ def test_cloud_init_done(state, result):
     stages = state["status.json"]
     unfinished = [name for name in STAGES if not stages.get(name, {}).get("finished")]
     expect(not unfinished, "stages finished: " + ", ".join(STAGES), "not finished: " + ", ".join(unfinished))
+
+
+def test_stages_share_interpreter(units):
+    """one interpreter, started once, ran all stages of cloud-init"""
+    ran = units["cloud-init-stages.service"]["StatusText"]
+    expect(ran.partition(": ")[2].split(", ") == list(COMMANDS), ", ".join(COMMANDS), ran or "none ran there")
 
 
 def test_datasource_as_described(read, appliance, result, server):

@@ -54,6 +54,9 @@ DEFECTS = [
            "sed -i 's/ConfigDrive, OpenStack, NoCloud/NoCloud, OpenStack, ConfigDrive/' "
            "etc/cloud/cloud.cfg.d/*datasources.cfg",
            "cloud-init data sources as described", "test_datasource_as_described"),
+    Defect("every stage of cloud-init by itself",
+           "rm etc/systemd/system/cloud-init.target.wants/cloud-init-stages.service", "",
+           "test_stages_share_interpreter"),
 ]
 
 
