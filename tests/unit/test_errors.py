@@ -12,6 +12,7 @@ from harness.errors import (
     Fault,
     HostError,
     NotReadyError,
+    Unreachable,
     from_os_error,
 )
 
@@ -23,10 +24,15 @@ def test_an_error_reads_as_message_excerpt_hint():
 
 
 def test_every_kind_of_failure_has_an_exit_code_of_its_own():
-    kinds = [k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, DialtoneError)]
-    codes = {k.__name__: k.exit_code for k in kinds if k is not DialtoneError}
+    kinds = [k for k in vars(errors).values() if isinstance(k, type) and DialtoneError in k.__bases__]
+    codes = {k.__name__: k.exit_code for k in kinds}
     assert len(set(codes.values())) == len(codes), codes
     assert set(codes.values()) == set(ExitCode) - {ExitCode.PASSED}
+
+
+def test_a_narrower_kind_keeps_the_exit_code_of_the_wider():
+    assert Unreachable.exit_code == CloudError.exit_code
+    assert Unreachable("x").fault is Fault.CLOUD
 
 
 def test_the_fault_can_be_another_than_the_kind_suggests():
