@@ -10,7 +10,6 @@ Nothing else of the host changes: what lies in the namespace goes with it, and a
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, ip_network
 from typing import Any
 
 from harness.cloud.ownership import Mark
+from harness.cloud.routes import overlapping, routes
 from harness.deadline import Deadline
 from harness.errors import DescriptionError, HostError
 from harness.process import CommandFailed, run
@@ -102,7 +102,7 @@ def external_network(cidr: str) -> IPv4Network:
 
 def create(network: Network, journal: Journal, deadline: Deadline, *, egress: bool = False) -> None:
     """Make the router, its private network and the link to the host. Raises HostError."""
-    conflict = next(conflicts(network.external, _routes()), None)
+    conflict = next(conflicts(network.external, routes()), None)
     if conflict:
         raise HostError(f"the floating addresses {network.external} overlap with what this host has: {conflict}",
                         hint="set floating_cidr to a network that is free here, like 198.19.0.0/16")
@@ -150,20 +150,9 @@ def _batch(deadline: Deadline, *lines: str, namespace: str = "") -> None:
     run(["ip", *where, "-batch", "-"], stdin="\n".join(lines) + "\n", deadline=deadline)
 
 
-def _routes() -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads(
-        run(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout or "[]")
-    return listed
-
-
-def conflicts(external: IPv4Network, routes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def conflicts(external: IPv4Network, known: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What of the host's routes (`ip -json route`), local addresses included, overlaps and is not Dialtone's own."""
-    for route in routes:
-        if route.get("dst", "default") == "default" or str(route.get("dev", "")).startswith(HOST_LINK):
-            continue
-        destination = IPv4Network(route["dst"], strict=False)
-        if destination.prefixlen and destination.overlaps(external):
-            yield f"{route.get('type', 'route')} {route['dst']} dev {route.get('dev', '-')}"
+    return overlapping([r for r in known if not str(r.get("dev", "")).startswith(HOST_LINK)], external)
 
 
 def candidates(external: IPv4Network, taken: set[IPv4Address], start: int) -> Iterator[IPv4Address]:
@@ -182,7 +171,7 @@ def allocate_floating_ip(network: Network, start: int) -> IPv4Address:
     The kernel refuses a second route to the same address, so of any number of runs, also in other containers on this
     kernel, one gets it; the others go on to the next. Raises HostError where none is free.
     """
-    taken = {IPv4Address(r["dst"]) for r in _routes() if re.fullmatch(r"[\d.]+", r.get("dst", ""))}
+    taken = {IPv4Address(r["dst"]) for r in routes() if re.fullmatch(r"[\d.]+", r.get("dst", ""))}
     for address in candidates(network.external, taken, start):
         try:
             run(["ip", "route", "add", f"{address}/32", "dev", network.host_link, "src", str(network.host_address)])

@@ -13,18 +13,17 @@ hand. The host's end of the link goes with the other end, and the route with it.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from harness.cloud.routes import overlapping, routes
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.process import run
@@ -90,7 +89,7 @@ def start(place: Place, addresses: Addresses, lower: Sequence[Path], upper: Path
     for program in PROGRAMS:
         if shutil.which(program) is None:
             raise HostError(f"the program {program} is not on this host", hint="./inv host --install")
-    conflict = next(conflicts(addresses, _routes()), None)
+    conflict = next(overlapping(routes(), addresses.link, addresses.external), None)
     if conflict:
         raise HostError(f"the test cloud's addresses overlap with what this host has: {conflict}",
                         hint="set testcloud_link or testcloud_external to a network that is free here, "
@@ -195,23 +194,6 @@ def _until(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.02)
     return True
-
-
-def conflicts(addresses: Addresses, routes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What of the host's routes (`ip -json route`) overlaps with the test cloud's addresses."""
-    for route in routes:
-        if route.get("dst", "default") == "default":
-            continue
-        destination = IPv4Network(route["dst"], strict=False)
-        for mine in (addresses.link, addresses.external):
-            if destination.prefixlen and destination.overlaps(mine):
-                yield f"{route.get('type', 'route')} {route['dst']} dev {route.get('dev', '-')}"
-
-
-def _routes() -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = json.loads(
-        run(["ip", "-4", "-json", "route", "show", "table", "all"]).stdout or "[]")
-    return listed
 
 
 def tail(log: Path, lines: int = 12) -> str:

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.cloud.routes import overlapping
 from harness.settings import Settings
 from harness.testcloud import services
 from harness.testcloud.config import Secrets, addresses_of
-from harness.testcloud.node import conflicts, plan
+from harness.testcloud.node import plan
 
 ADDRESSES = addresses_of(Settings(Path("/p")))
 SECRETS = Secrets(*"dmsxauo")
@@ -63,4 +64,4 @@ def test_a_plan_is_json():
     ({"dst": "198.18.0.5", "dev": "dt-1"}, 0),
 ])
 def test_addresses_that_the_host_uses_are_not_taken(route, expected):
-    assert len(list(conflicts(ADDRESSES, [route]))) == expected
+    assert len(list(overlapping([route], ADDRESSES.link, ADDRESSES.external))) == expected
