@@ -6,7 +6,7 @@
       state/                what this cloud wrote since: kept by down, thrown away by `up --fresh`
       run/                  what the running node was told and says of itself
       logs/                 one log for each service of the last start
-      clouds.yaml           how to log in; network-node.json: how to reach the routers' namespaces
+      clouds.yaml           how to log in, and how to reach the routers' namespaces
       journal.jsonl         what `up` made on this host
       lock                  held by the node's first process: free means that no node runs
       work.lock             held by whoever brings the cloud up or takes it down
@@ -65,10 +65,6 @@ class Place:
     @property
     def clouds(self) -> Path:
         return self.directory / "clouds.yaml"
-
-    @property
-    def network_node(self) -> Path:
-        return self.directory / "network-node.json"
 
     @property
     def token(self) -> str:

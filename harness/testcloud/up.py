@@ -275,7 +275,6 @@ def _ssh_identity(place: Place, addresses: Addresses) -> SshIdentity:
 def _write_clouds(place: Place, addresses: Addresses, known: Secrets) -> None:
     access = {"host": str(addresses.node), "user": root.STACK, "identity_file": os.fspath(place.state / "stack_key"),
               "known_hosts": os.fspath(place.state / "known_hosts")}
-    write_whole(place.network_node, json.dumps(access, indent=1), mode=0o600)
     options = {"external_network": catalog.NETWORK, "network_nodes": [access]}
     write_whole(place.clouds, yaml.safe_dump(catalog.clouds(addresses, known, options), sort_keys=False), mode=0o600)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import signal
@@ -84,7 +83,7 @@ def test_a_user_without_rights_launches_a_server(testcloud: Place, real_settings
 
 
 def _on_node(place: Place, *command: str, check: bool = True) -> str:
-    node = json.loads(place.network_node.read_text())
+    node = yaml.safe_load(place.clouds.read_text())["clouds"]["testcloud"]["dialtone"]["network_nodes"][0]
     done = subprocess.run(
         ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes",
          "-o", f"UserKnownHostsFile={node['known_hosts']}", "-i", node["identity_file"],
@@ -111,7 +110,7 @@ def test_projects_see_nothing_of_each_other(testcloud: Place, real_settings: Set
 
 
 def test_secrets_are_for_root_alone(testcloud: Place):
-    files = [testcloud.clouds, testcloud.network_node, testcloud.run / "plan.json", testcloud.state / "stack_key"]
+    files = [testcloud.clouds, testcloud.run / "plan.json", testcloud.state / "stack_key"]
     assert [file for file in files if file.stat().st_mode & 0o077] == []
     words = [entry["auth"]["password"] for entry in yaml.safe_load(testcloud.clouds.read_text())["clouds"].values()]
     for source in (*Path("/proc").glob("[0-9]*/cmdline"), *testcloud.logs.glob("*.log")):
