@@ -158,7 +158,7 @@ def delete_key_pair(api: Api, name: str) -> None:
 
 
 def of_owner(api: Api, owner: str) -> list[tuple[str, str]]:
-    """Name and run of every server that this checkout made, and after them of its key pairs."""
+    """Name and run of every server that this checkout made."""
     servers = api.get("our servers", lambda: list(api.sdk.compute.servers(details=True)))
     return [(str(s.name), str(s.metadata[RUN])) for s in servers
             if s.metadata.get(OWNER) == owner and RUN in s.metadata]

@@ -47,13 +47,12 @@ def parse(value: Any, cloud: str, file: str = "clouds.yaml") -> CloudOptions:
         return CloudOptions()
     data = dict(_mapping(value, where))
     _known(data, CloudOptions, where)
-    for name, kind in (("config_drive", bool), ("volume", bool)):
-        if name in data and not isinstance(data[name], kind):
-            raise DescriptionError(f"{where}.{name}: {data[name]!r} is neither true nor false")
-    for name in ("external_network", "network", "cidr", "security_group", "remote_prefix", "flavor",
-                 "availability_zone", "image_url", "route"):
-        if name in data and not isinstance(data[name], str):
-            raise DescriptionError(f"{where}.{name}: {data[name]!r} is no text")
+    for field in fields(CloudOptions):
+        value = data.get(field.name, field.default)
+        if isinstance(field.default, bool) and not isinstance(value, bool):
+            raise DescriptionError(f"{where}.{field.name}: {value!r} is neither true nor false")
+        if isinstance(field.default, str) and not isinstance(value, str):
+            raise DescriptionError(f"{where}.{field.name}: {value!r} is no text")
     for name in ("cidr", "remote_prefix"):
         if name in data:
             data[name] = _cidr(data[name], f"{where}.{name}")
