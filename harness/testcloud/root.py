@@ -11,6 +11,7 @@ from harness.image import builder
 from harness.image.apt import AptState, state_for
 from harness.image.cached import making, prune, used
 from harness.image.mirrors import apt_mirrors
+from harness.process import run
 from harness.settings import Settings
 from harness.testcloud.place import Place
 
@@ -36,11 +37,6 @@ STACK = "stack"
 
 _NO_DAEMONS = ('mkdir -p "$1/usr/sbin" && printf "#!/bin/sh\\nexit 101\\n" > "$1/usr/sbin/policy-rc.d" && '
                'chmod 755 "$1/usr/sbin/policy-rc.d"')
-# dpkg waits for the disk after each of a thousand steps, which nobody needs before the root is whole: its own files
-# lie in memory meanwhile.
-_IN_MEMORY = ('cd "$1/var/lib" && mkdir -p dpkg && mv dpkg dpkg.disk && mkdir dpkg && mount -t tmpfs tmpfs dpkg && '
-              'cp -a dpkg.disk/. dpkg/ && rm -rf dpkg.disk')
-_ON_DISK = 'cd "$1/var/lib" && cp -a dpkg dpkg.disk && umount dpkg && rmdir dpkg && mv dpkg.disk dpkg'
 # The bytecode of all packages at once, by as many processes as there are processors: package by package it takes
 # twice as long.
 _COMPILE = 'chroot "$1" python3 -m compileall -q -j 0 /usr/lib/python3/dist-packages >/dev/null || true'
@@ -48,12 +44,12 @@ _USER = f'chroot "$1" useradd --create-home --shell /bin/bash --password "*" {ST
 _CLEAN = 'rm -rf "$1"/etc/ssh/ssh_host_* "$1"/var/lib/mysql/* "$1"/var/cache/apt/*.bin'
 
 OPTIONS = (
-    f"--setup-hook={_NO_DAEMONS}", f"--setup-hook={_IN_MEMORY}",
+    f"--setup-hook={_NO_DAEMONS}",
     "--dpkgopt=path-exclude=/usr/lib/python3/dist-packages/*/tests/*",
     "--dpkgopt=path-exclude=/usr/bin/py3compile",
     # Makes every Python that imports distutils load all of setuptools: a quarter of what a service needs to start.
     "--dpkgopt=path-exclude=/usr/lib/python3/dist-packages/distutils-precedence.pth",
-    *(f"--customize-hook={hook}" for hook in (_COMPILE, _USER, _CLEAN, _ON_DISK)),
+    *(f"--customize-hook={hook}" for hook in (_COMPILE, _USER, _CLEAN)),
     "--skip=cleanup/apt,check/empty",
 )
 
@@ -69,8 +65,14 @@ def prepare(settings: Settings, place: Place, deadline: Deadline, log: Path) -> 
     if found.exists():
         return used(found)
     with making(found, place) as part:
+        archive = part / "root.tar"
         try:
-            builder.debootstrap(part / "root", PACKAGES, state, deadline, log, *OPTIONS)
+            # Made in memory where there is room, and then unpacked: dpkg waits for a disk after each of its steps.
+            builder.debootstrap(archive, PACKAGES, state, deadline, log, *OPTIONS)
+            (part / "root").mkdir()
+            run(["tar", "--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file", archive,
+                 "--directory", part / "root"], deadline=deadline)
+            archive.unlink()
         except BuildError as error:
             raise HostError(f"the test cloud's root can't be made: {error.message}", excerpt=error.excerpt,
                             hint=error.hint) from error
