@@ -18,18 +18,19 @@ from harness.errors import CloudError
 
 OWNER, RUN = "dialtone_owner", "dialtone_run"
 """Keys of a server's metadata that say whose it is."""
+_EXPLAINED = 10.0
+"""Seconds for which the reason of an ERROR is waited for."""
 _GONE = 180.0
 """Seconds that a server may take to be gone after it was asked to."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What Nova says of a server; `fault` is its own message for ERROR."""
+    """What Nova says of a server in its list."""
 
     id: str
     name: str
     status: str
-    fault: str
     host: str
 
 
@@ -74,7 +75,7 @@ def create_server(api: Api, name: str, attributes: Mapping[str, Any], user_data:
 def states(api: Api, run_id: str) -> list[State]:
     """The state of every server of a run, by one request."""
     servers = api.get("the servers", lambda: list(api.sdk.compute.servers(details=True, name=f"^{run_id}-")))
-    return [State(str(s.id), str(s.name), str(s.status), str((s.fault or {}).get("message", "")),
+    return [State(str(s.id), str(s.name), str(s.status),
                   str(s.hypervisor_hostname or s.host_id or "")) for s in servers]
 
 
@@ -85,7 +86,7 @@ def wait_active(api: Api, run_id: str, names: Sequence[str], deadline: Deadline,
         for name in names:
             state = found.get(name)
             if state is None or state.status in ("ERROR", "DELETED", "SHUTOFF"):
-                raise _failed(name, state, api.name)
+                raise _failed(name, state, _fault(api, state) if state else "", api.name)
         if all(found[name].status == "ACTIVE" for name in names):
             return [found[name] for name in names]
         if deadline.expired:
@@ -95,14 +96,24 @@ def wait_active(api: Api, run_id: str, names: Sequence[str], deadline: Deadline,
         time.sleep(interval)
 
 
-def _failed(name: str, state: State | None, cloud: str) -> CloudError:
+def _fault(api: Api, state: State) -> str:
+    """Nova's own message for a server in ERROR, which it writes a moment after the state."""
+    limit = Deadline(_EXPLAINED)
+    while True:
+        fault = api.get(f"server {state.name}", lambda: api.sdk.compute.get_server(state.id)).fault or {}
+        if fault.get("message") or limit.expired or state.status != "ERROR":
+            return str(fault.get("message", ""))
+        time.sleep(0.5)
+
+
+def _failed(name: str, state: State | None, fault: str, cloud: str) -> CloudError:
     if state is None:
         return CloudError(f"{cloud}: the server {name} is gone", hint="somebody deleted it")
-    if "No valid host" in state.fault:
-        return CloudError(f"{cloud}: no host has room for the server {name}", excerpt=state.fault,
+    if "No valid host" in fault:
+        return CloudError(f"{cloud}: no host has room for the server {name}", excerpt=fault,
                           hint="another flavor or availability_zone in clouds.yaml, or more room in the cloud")
-    return CloudError(f"{cloud}: the server {name} is {state.status}", excerpt=state.fault or None,
-                      hint="what it says is Nova's own message")
+    return CloudError(f"{cloud}: the server {name} is {state.status}", excerpt=fault or None,
+                      hint="the cloud's compute service has more in its log")
 
 
 def console_log(api: Api, server: str) -> str:
