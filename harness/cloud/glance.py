@@ -31,8 +31,6 @@ HASH = "sha512"
 _CHUNK = 1 << 20
 _POLL = 1.0
 _TRIES = 3
-_GRACE = 5.0
-"""Seconds after which an image that still waits for its data has been given up."""
 _SAY_EVERY = 0.5
 """Seconds."""
 
@@ -223,12 +221,13 @@ def _send(api: Api, image: str, file: File, say: Say) -> None:
 def _fetch(api: Api, image: str, url: str, say: Say) -> None:
     say(f"the cloud fetches {url}")
     with translated(f"importing {url}", api.name):
-        images_of(api).import_image(images_of(api).get_image(image), method="web-download", uri=url)
+        found = images_of(api).get_image(image)
+        # openstacksdk hands an error over as an answer here.
+        raise_from_response(images_of(api).import_image(found, method="web-download", uri=url))
 
 
 def _verify(api: Api, image: str, file: File, deadline: Deadline, say: Say) -> None:
     """Wait until the image is active, and compare the hash that Glance computed with the file's."""
-    grace = deadline.within(_GRACE)
     while True:
         entry = api.get(f"image {file.name}", lambda: images_of(api).get_image(image))
         if entry.status == "active":
@@ -237,10 +236,6 @@ def _verify(api: Api, image: str, file: File, deadline: Deadline, say: Say) -> N
         if entry.status in ("killed", "deleted") or failed:
             raise CloudError(f"{api.name}: the image {file.name} is {entry.status}"
                              + (f": the import failed in {failed}" if failed else ""), hint=_THEIR_LOG)
-        # A failed import leaves the image as it was before, without the properties that tell of one under way.
-        if entry.status == "queued" and grace.expired and not any(k.startswith("os_glance_") for k in entry.properties):
-            raise CloudError(f"{api.name}: nothing came: the image {file.name} is queued again",
-                             hint=f"can the cloud fetch it there? {_THEIR_LOG}")
         if deadline.expired:
             raise CloudError(f"{api.name}: the image {file.name} is still {entry.status}", hint=_THEIR_LOG)
         say(f"the image is {entry.status}")
