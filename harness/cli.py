@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 
 from invoke.config import Config
@@ -11,6 +12,7 @@ from invoke.program import Program
 
 from harness import __version__
 from harness.errors import DialtoneError, ExitCode, from_os_error
+from harness.process import STOP_SIGNALS
 
 
 def described(error: DialtoneError) -> str:
@@ -78,8 +80,13 @@ class _mistakes:
 
 def main() -> None:
     """Entry point of the launcher."""
-    Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__,
-             config_class=_OwnSettingsOnly).run()
+    try:
+        Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__,
+                 config_class=_OwnSettingsOnly).run()
+    finally:
+        # All is said and done: an impatient Ctrl-C would only replace the exit code that the interpreter leaves with.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from types import FrameType
 from harness.appliance import Appliance
 from harness.cloud import Cloud
 from harness.errors import CheckFailed, DialtoneError, HostError, Interrupted, from_os_error
+from harness.process import STOP_SIGNALS
 from harness.progress import Progress
 from harness.report import write as write_report
 from harness.report.explain import summary
@@ -19,12 +20,10 @@ from harness.run import Run
 from harness.settings import Settings
 from harness.stages import Work, finish, previous_stages
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 @contextmanager
 def _on_stop(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in _STOP_SIGNALS}
+    before = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -19,6 +19,8 @@ from harness.errors import HostError
 
 PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What asks a program to stop: Ctrl-C, a service manager, a terminal that closes."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # not in the child: loading after a fork can deadlock
 

@@ -7,7 +7,9 @@ import pytest
 
 TASKS = """
 import errno
+import os
 import shlex
+import signal
 from invoke.tasks import task
 from harness.errors import BuildError, CloudError, DescriptionError
 
@@ -18,6 +20,16 @@ ERRORS = {"build": BuildError("no compiler", hint="install gcc", excerpt="cc: no
 @task
 def fail(c, how):
     raise ERRORS[how]
+
+class AtTheVeryEnd:
+    def __del__(self, kill=os.kill, me=os.getpid(), number=signal.SIGINT):
+        kill(me, number)
+
+@task
+def stop_twice(c):
+    global late
+    late = AtTheVeryEnd()
+    raise KeyboardInterrupt
 
 @task
 def show(c, number=1):
@@ -55,6 +67,11 @@ def test_arguments_after_two_hyphens_keep_their_words(inv):
 def test_an_error_has_its_exit_code_and_no_traceback(inv, how, code, lines):
     done = inv("fail", "--how", how)
     assert (done.returncode, done.stderr.splitlines(), done.stdout) == (code, lines, "")
+
+
+def test_a_late_ctrl_c_does_not_replace_the_exit_code(inv):
+    done = inv("stop-twice")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("arguments", [("no-such-task",), ("show", "--no-such-option"), ("show", "--number", "x"),
