@@ -41,6 +41,8 @@ from harness.settings import Settings
 _BUILDING = 2.0
 _NAMESPACE = 60.0
 """Seconds that an agent may take to make a router's namespace."""
+_STAND_IN = 20.0
+"""Seconds after which DHCP's namespace will do, where the router's has not come up."""
 _LOOKING = 2.0
 """Seconds between two requests for a server's state or console: one request serves everybody who asks meanwhile."""
 
@@ -244,10 +246,10 @@ class OpenStackCloud:
         chosen = router.choose(network.routers_of(subnet), subnet.gateway)
         nodes: Sequence[Gateway | None] = self.api.options.network_nodes or (None,)
         hosts = network.hosts_of(chosen.router) if chosen else []
-        limit = deadline.within(_NAMESPACE)
+        limit, patience = deadline.within(_NAMESPACE), Deadline(_STAND_IN)
         while True:
             places = [gateway.look(node, router.candidates(chosen, subnet.network), deadline) for node in nodes]
-            found = router.locate(places, chosen, subnet.network)
+            found = router.locate(places, chosen, subnet.network, patient=not patience.expired)
             if not isinstance(found, str):
                 number, name = found
                 run.facts.setdefault("cloud", self._facts()).update(

@@ -46,13 +46,17 @@ def candidates(router: Interface | None, network: str) -> list[str]:
     return [*of_router, f"qdhcp-{network}", f"ovnmeta-{network}"]
 
 
-def locate(places: Sequence[Place], router: Interface | None, network: str) -> tuple[int, str] | str:
+def locate(places: Sequence[Place], router: Interface | None, network: str, *,
+           patient: bool = False) -> tuple[int, str] | str:
     """Which of `places` (by number) and which namespace there; or, in a sentence, why none will do.
 
     Of several hosts with the router's namespace the active one is taken: the one whose namespace has the address.
+    While `patient`, DHCP's namespace does not stand in for the router's: the DHCP agent is often the faster one.
     """
     standby: list[str] = []
     for name in candidates(router, network):
+        if patient and router and name.startswith("qdhcp-"):
+            continue
         for number, place in enumerate(places):
             if name not in place.namespaces:
                 continue

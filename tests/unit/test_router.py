@@ -28,6 +28,14 @@ def test_the_first_that_is_there() -> None:
     assert locate([place("a", "ovnmeta-n")], None, "n") == (0, "ovnmeta-n")
 
 
+def test_dhcps_namespace_stands_in_after_some_patience_only() -> None:
+    early = [place("a", "qdhcp-n")]
+    assert isinstance(locate(early, GATEWAY, "n", patient=True), str)
+    assert locate(early, GATEWAY, "n") == (0, "qdhcp-n")
+    assert locate(early, None, "n", patient=True) == (0, "qdhcp-n"), "there is no router to wait for"
+    assert locate([place("a", "ovnmeta-n")], GATEWAY, "n", patient=True) == (0, "ovnmeta-n"), "OVN has no other"
+
+
 def test_of_several_hosts_the_active_one() -> None:
     standby, active = place("a", "qrouter-r1", address="169.254.0.1"), place("b", "qrouter-r1")
     assert locate([standby, active], GATEWAY, "n") == (1, "qrouter-r1")
