@@ -235,7 +235,7 @@ def server_spec(settings: Settings, appliance: Appliance, run: Run, image: str, 
     template = settings.project / "cloud-init" / "user-data.yaml"
     try:
         user_data = Template(template.read_text(encoding="utf-8")).substitute(
-            hostname=f"{appliance.name}-{run.id[-4:]}", ssh_public_key=public_key.strip())
+            hostname=f"{appliance.name}-{run.id[-4:]}-{name}", ssh_public_key=public_key.strip())
     except (OSError, KeyError, ValueError) as error:
         raise DescriptionError(f"{template}: {error}", hint="cloud-init/README.md names the placeholders") from error
     return ServerSpec(name=name, image=image, user=appliance.user, public_key=public_key, user_data=user_data,
