@@ -19,6 +19,7 @@ import openstack.exceptions
 import yaml
 from openstack.connection import Connection
 
+from harness import host
 from harness.deadline import Deadline
 from harness.errors import CloudError, ExitCode, HostError
 from harness.image.cached import making, prune, used
@@ -59,6 +60,8 @@ def up(settings: Settings, progress: Progress, *, fresh: bool = False) -> None:
         if place.alive and known and known.get("ready") and not fresh:
             progress.line("the test cloud is up already; its services: ./inv testcloud.status")
             return
+        with progress.stage("host"):
+            host.prepare(settings, say=progress.detail)
         node.clean(place)
         if fresh:
             shutil.rmtree(place.state, ignore_errors=True)
