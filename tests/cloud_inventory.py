@@ -1,21 +1,35 @@
-"""Everything that a cloud's APIs list, to compare before and after."""
+"""Everything that the test cloud's APIs list, to compare before and after."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from harness.cloud.api import Api
+from harness.settings import Settings
 
 
-def of(api: Api) -> dict[str, list[str]]:
-    """Names and ids by kind: of the project, or as an administrator of the whole cloud."""
-    sdk: Any = api.sdk
+def of(settings: Settings) -> dict[str, list[str]]:
+    """Names and ids of the whole test cloud by kind, as its administrator sees it; key pairs are their users' own."""
+    sdk: Any = Api("testcloud-admin", settings).sdk
     listed = {
-        "servers": sdk.compute.servers(details=True), "key pairs": sdk.compute.keypairs(),
-        "images": sdk.image.images(), "networks": sdk.network.networks(), "subnets": sdk.network.subnets(),
-        "routers": sdk.network.routers(), "ports": sdk.network.ports(), "floating IPs": sdk.network.ips(),
+        "servers": sdk.compute.servers(details=True, all_projects=True), "images": sdk.image.images(),
+        "networks": sdk.network.networks(), "subnets": sdk.network.subnets(), "routers": sdk.network.routers(),
+        "ports": sdk.network.ports(), "floating IPs": sdk.network.ips(),
         "security groups": sdk.network.security_groups(), "rules": sdk.network.security_group_rules()}
+    for user in ("testcloud", "testcloud-other"):
+        listed[f"key pairs of {user}"] = Api(user, settings).sdk.compute.keypairs()
     return {kind: sorted(f"{thing.name} {thing.id}" for thing in things) for kind, things in listed.items()}
+
+
+@contextmanager
+def unchanged(settings: Settings) -> Iterator[None]:
+    """What the cloud lists is the same after the block as before."""
+    first = of(settings)
+    yield
+    changed = more(first, of(settings))
+    assert not changed, "\n".join(changed)
 
 
 def more(before: dict[str, list[str]], after: dict[str, list[str]]) -> list[str]:

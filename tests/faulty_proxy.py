@@ -88,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._hang_up()
         if fault and fault.status:
             self._drain()
-            return self._answer(fault.status, fault.headers, b'{"error": {"message": "injected"}}')
+            return self._answer(fault.status, {"Content-Type": "application/json", **fault.headers},
+                                b'{"error": {"message": "injected"}}')
         upstream = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=120)
         try:
             headers = {k: v for k, v in self.headers.items() if k.lower() not in ("proxy-connection", "connection")}

@@ -33,7 +33,6 @@ from harness.testcloud.config import Addresses, File
 from harness.testcloud.place import Place
 from harness.testcloud.services import Directory, Service
 
-PROGRAMS = ("unshare", "ip", "mount", "ssh-keygen")
 STOP = 15.0
 """Seconds that the node gets to end its services and write what they hold."""
 
@@ -80,20 +79,21 @@ exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 /usr/bin/python3 -I 
 """
 
 
+def check_addresses(addresses: Addresses) -> None:
+    """Raises HostError where a route of this host has one of the cloud's networks."""
+    conflict = next(overlapping(routes(), addresses.link, addresses.external), None)
+    if conflict:
+        raise HostError(f"the test cloud's addresses overlap with what this host has: {conflict}",
+                        hint="set testcloud_link or testcloud_external to a network that is free here, "
+                             "like 198.19.254.0/30 or 198.19.128.0/24")
+
+
 def start(place: Place, addresses: Addresses, lower: Sequence[Path], upper: Path, files: Sequence[File],
           wanted: Sequence[Service], deadline: Deadline) -> None:
     """Start a node whose system is `lower` (the first shadows the rest) with what is written in `upper`.
 
     Returns when its first process runs and the link is there; services come up by and by. Raises HostError.
     """
-    for program in PROGRAMS:
-        if shutil.which(program) is None:
-            raise HostError(f"the program {program} is not on this host", hint="./inv host --install")
-    conflict = next(overlapping(routes(), addresses.link, addresses.external), None)
-    if conflict:
-        raise HostError(f"the test cloud's addresses overlap with what this host has: {conflict}",
-                        hint="set testcloud_link or testcloud_external to a network that is free here, "
-                             "like 198.19.254.0/30 or 198.19.128.0/24")
     _prepare(place, upper, files, wanted)
     place.journal.creating(Resource("process", place.token))
     relative = [os.path.relpath(p, place.directory) for p in (*lower, upper)]

@@ -63,6 +63,7 @@ def up(settings: Settings, progress: Progress, *, fresh: bool = False) -> None:
         with progress.stage("host"):
             host.prepare(settings, say=progress.detail)
         node.clean(place)
+        node.check_addresses(addresses)
         if fresh:
             shutil.rmtree(place.state, ignore_errors=True)
         base = _kept(place, addresses) or _new(settings, place, addresses, progress)

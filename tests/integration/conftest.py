@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from harness import appliance as appliances_file
 from harness import host
 from harness.appliance import Appliance
+from harness.cloud.api import Api
 from harness.cloud.local import LocalCloud
 from harness.image import gpt
 from harness.image.build import Image
@@ -26,10 +28,16 @@ from harness.progress import Progress
 from harness.settings import Settings
 from harness.testcloud import up
 from harness.testcloud.place import Place, place_of
+from tests import cloud_inventory
 from tests.conftest import PROJECT
 from tests.real_server import Booted, server_of, work_in
 
 APPLIANCE = "rtpengine"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test cloud's tests come last: it takes memory and time from all others while it is up."""
+    items.sort(key=lambda item: "testcloud" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +119,18 @@ def testcloud(real_settings: Settings) -> Iterator[Place]:
 @pytest.fixture(scope="session")
 def cloudy(testcloud: Place, real_settings: Settings) -> Settings:
     """The project's settings while the test cloud is up."""
+    sdk: Any = Api("testcloud-admin", real_settings).sdk
+    for project in sdk.identity.projects():
+        # Neutron makes a project's default group when the project is first looked at.
+        assert list(sdk.network.security_groups(project_id=project.id))
     return real_settings
+
+
+@pytest.fixture
+def before(cloudy: Settings) -> Iterator[None]:
+    """The whole cloud, every project of it, is as it was when the test ends."""
+    with cloud_inventory.unchanged(cloudy):
+        yield
 
 
 def _accelerator() -> str:

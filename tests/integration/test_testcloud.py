@@ -28,7 +28,7 @@ from harness.testcloud.config import addresses_of
 from harness.testcloud.place import Place, place_of
 from tests import small_guest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(900), pytest.mark.nightly]
+pytestmark = [pytest.mark.root]
 
 
 def _connection(place: Place, name: str, settings: Settings) -> Any:
@@ -63,9 +63,6 @@ def test_a_user_without_rights_launches_a_server(testcloud: Place, real_settings
         assert server.status == "ACTIVE"
         assert _until(lambda: small_guest.GREETING in (
             cloud.compute.get_server_console_output(server)["output"] or ""))
-        gateway = cloud.network.get_router(router.id).external_gateway_info["external_fixed_ips"][0]["ip_address"]
-        assert _until(lambda: subprocess.run(["ping", "-c", "1", "-W", "1", gateway],
-                                             capture_output=True).returncode == 0), "no way from this host"
         assert "10.5.0.1" in _on_node(testcloud, "sudo", "ip", "netns", "exec", f"qrouter-{router.id}",
                                       "ip", "-brief", "-4", "address")
     finally:
@@ -189,6 +186,7 @@ def _down_at_the_end(settings: Settings) -> Iterator[Place]:
         up.down(settings, io.StringIO())
 
 
+@pytest.mark.nightly
 def test_a_dead_service_is_seen_and_down_leaves_nothing(second: Settings):
     with _down_at_the_end(second) as place:
         up.up(second, Progress(io.StringIO()))
@@ -207,6 +205,7 @@ def test_a_dead_service_is_seen_and_down_leaves_nothing(second: Settings):
     assert _left(place) == []
 
 
+@pytest.mark.nightly
 def test_what_was_made_is_there_after_down_and_up_and_gone_after_fresh(second: Settings):
     with _down_at_the_end(second) as place:
         up.up(second, Progress(io.StringIO()))
@@ -248,6 +247,6 @@ def test_what_a_killed_up_leaves_is_reaped(second: Settings, moment: float):
 def test_addresses_that_this_host_uses_are_refused(second: Settings, testcloud: Place, real_settings: Settings):
     taken = replace(second, testcloud_external=real_settings.testcloud_external)
     external = re.escape(real_settings.testcloud_external)
-    with pytest.raises(HostError, match=f"overlap with what this host has: unicast {external}"):
+    with pytest.raises(HostError, match=f"overlap with what this host has: route {external} dev"):
         up.up(taken, Progress(io.StringIO()), fresh=True)
     assert _left(place_of(taken)) == []
