@@ -51,6 +51,11 @@ class Journal:
                 alive[key] = Resource(entry["kind"], entry["name"], entry.get("data", {}))
         return list(reversed(alive.values()))
 
+    def announced(self, kind: str, name: str) -> float:
+        """When the resource was recorded last, which is just before it was made; seconds since the epoch."""
+        return max(float(e["at"]) for e in self._entries() if (e["event"], e["kind"], e["name"]) == (
+            "creating", kind, name))
+
     @contextmanager
     def passing(self, removers: Mapping[str, Remover]) -> Iterator[None]:
         """What is recorded inside is removed at the end; what was there before stays. Raises RemovalError."""

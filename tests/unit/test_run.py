@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def test_the_same_name_of_another_kind_is_another_resource(journal):
     journal.creating(Resource("loop", "x"))
     journal.gone(Resource("path", "x"))
     assert journal.outstanding() == [Resource("loop", "x")]
+
+
+def test_the_last_announcement_says_when(journal):
+    journal.creating(Resource("link", "a"))
+    between = time.time()
+    journal.creating(Resource("link", "a"))
+    after = time.time()
+    journal.creating(Resource("process", "a"))
+    journal.gone(Resource("link", "a"))
+    assert between <= journal.announced("link", "a") <= after <= journal.announced("process", "a")
 
 
 def test_a_torn_last_line_is_ignored_and_harms_no_later_line(journal):
