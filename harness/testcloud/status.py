@@ -82,23 +82,40 @@ def _agent(name: str, alive: bool, heartbeat: str | None, since: float) -> Line:
     return Line(name, bool(alive), f"{'alive' if alive else 'DOWN'}, heartbeat {heartbeat or 'not yet'}")
 
 
+@dataclass(frozen=True)
+class Process:
+    """A process of the node. `session` as the node counts; `memory` is its proportional share (PSS) in octets."""
+
+    command: str
+    session: int
+    memory: int
+
+
+def processes(first: int, proc: Path = Path("/proc")) -> Iterator[Process]:
+    """Every process of the node whose first process is `first` on the host (proc(5): status, smaps_rollup)."""
+    space = _pid_namespace(proc / str(first))
+    for entry in proc.glob("[0-9]*"):
+        try:
+            if _pid_namespace(entry) != space:
+                continue
+            status = (entry / "status").read_text()
+            command, session = re.search(r"^Name:\t(.*)$", status, re.M), re.search(r"^NSsid:\t.*?(\d+)$", status, re.M)
+            share = re.search(r"^Pss:\s+(\d+) kB", (entry / "smaps_rollup").read_text(), re.M)
+        except OSError:
+            continue
+        yield Process(command[1] if command else "", int(session[1]) if session else 0,
+                      int(share[1]) * 1024 if share else 0)
+
+
 def memory_of(first: int) -> dict[int, int]:
     """Octets (PSS) of the node's processes by session; `first` is its first process.
 
     A session is the process id that a service got inside the node. What left its service's session (guests, what
     Neutron starts) counts for itself.
     """
-    space = _pid_namespace(Path("/proc", str(first)))
     found: dict[int, int] = defaultdict(int)
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if _pid_namespace(entry) != space:
-                continue
-            session = re.search(r"^NSsid:\t.*?(\d+)$", (entry / "status").read_text(), re.M)
-            share = re.search(r"^Pss:\s+(\d+) kB", (entry / "smaps_rollup").read_text(), re.M)
-            found[int(session[1]) if session else 0] += int(share[1]) * 1024 if share else 0
-        except OSError:
-            continue
+    for process in processes(first):
+        found[process.session] += process.memory
     return dict(found)
 
 
