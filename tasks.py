@@ -158,16 +158,18 @@ def test(c: Context, unit: bool = False, nightly: bool = False) -> None:
     _leave(run_tests(_settings(), unit=unit, nightly=nightly, options=shlex.split(c.remainder)))
 
 
-@task(help={"appliance": "name in appliances.yaml", "boots": "how often the boots are measured",
-            "out": "where the table goes, without suffix"})
-def bench(c: Context, appliance: str = DEFAULT, boots: int = 3, out: str = "docs/performance") -> None:
-    """Measure builds, boots and checks beside stock diskimage-builder and testinfra."""
-    from harness import bench as measuring
-    from harness.cloud.choose import choose
+@task(help={"appliance": "name in appliances.yaml", "cloud": "local: builds, boots, checks; testcloud: the test cloud",
+            "boots": "how often boots and uploads are measured", "out": "where the table goes, without suffix"})
+def bench(c: Context, appliance: str = DEFAULT, cloud: str = "local", boots: int = 3, out: str | None = None) -> None:
+    """Measure Dialtone beside stock tools: builds, boots and checks, or the test cloud."""
+    from harness.bench import local, testcloud
 
-    settings = _settings()
-    _leave(measuring.bench(settings, _appliance(settings, appliance), choose, Progress(), boots=boots,
-                           out=PROJECT / out))
+    measured = {"local": (local.bench, "docs/performance"), "testcloud": (testcloud.bench, "docs/performance-cloud")}
+    if cloud not in measured:
+        raise DescriptionError(f"--cloud is {cloud!r}", hint=f"it can be {' or '.join(measured)}")
+    measure, table = measured[cloud]
+    settings = _settings(cloud="local")
+    _leave(measure(settings, _appliance(settings, appliance), Progress(), boots=boots, out=PROJECT / (out or table)))
 
 
 @task

@@ -1,20 +1,15 @@
-"""An HTTP proxy (RFC 9112, absolute form) in front of real APIs that misbehaves as it is told."""
+"""A proxy in front of real APIs that misbehaves as it is told."""
 
 from __future__ import annotations
 
 import http.client
 import re
-import socket
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 from urllib.parse import urlsplit
 
-_PIECE = 1 << 16
+from harness.bench import proxy
 
 
 @dataclass
@@ -38,113 +33,51 @@ class Fault:
 
 
 @dataclass
-class Proxy:
-    """`seen` has every request that came, as `METHOD path`; `faults` may be added to at any time."""
+class Proxy(proxy.Proxy):
+    """`faults` may be added to at any time."""
 
-    address: str
     faults: list[Fault] = field(default_factory=list)
-    seen: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def count(self, method: str, path: str) -> int:
-        return sum(re.fullmatch(f"{method} {path}", line) is not None for line in self.seen)
 
     def took(self, method: str, path: str) -> Fault | None:
+        self.saw(method, path)
         with self.lock:
-            self.seen.append(f"{method} {path}")
             fault = next((f for f in self.faults if f.matches(method, path)), None)
             if fault:
                 fault.times -= 1
             return fault
 
 
-@contextmanager
-def running() -> Iterator[Proxy]:
+def running() -> AbstractContextManager[Proxy]:
     """A proxy on the loopback interface, ended at the end."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.daemon_threads = True
-    server.proxy = Proxy(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield server.proxy  # type: ignore[attr-defined]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return proxy.serving(Proxy, _Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(proxy.Handler):
+    fault: Fault | None = None
 
-    def _handle(self) -> None:
+    def handle_request(self) -> None:
         target = urlsplit(self.path)
-        path = target.path + (f"?{target.query}" if target.query else "")
-        fault = self.server.proxy.took(self.command, target.path)  # type: ignore[attr-defined]
-        self.close_connection = True
+        self.fault = fault = self.proxy.took(self.command, target.path)
         if fault and fault.delay:
             time.sleep(fault.delay)
         if fault and fault.cut == "before":
-            return self._hang_up()
-        if fault and fault.status:
-            self._drain()
-            return self._answer(fault.status, {"Content-Type": "application/json", **fault.headers},
-                                b'{"error": {"message": "injected"}}')
-        upstream = http.client.HTTPConnection(target.hostname or "", target.port or 80, timeout=120)
-        try:
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in ("proxy-connection", "connection")}
-            upstream.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in {**headers, "Connection": "close"}.items():
-                upstream.putheader(name, value)
-            upstream.endheaders()
-            limit = fault.cut if fault and isinstance(fault.cut, int) else None
-            if not self._pass_body(upstream, limit):
-                return self._hang_up()
-            response = upstream.getresponse()
-            body = response.read()
-            if fault and fault.cut == "after":
-                return self._hang_up()
-            self._answer(response.status, dict(response.getheaders()), body)
-        except OSError:
-            self._hang_up()
-        finally:
-            upstream.close()
+            self.hang_up()
+        elif fault and fault.status:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.answer(fault.status, {"Content-Type": "application/json", **fault.headers},
+                        b'{"error": {"message": "injected"}}')
+        else:
+            self.hand_on(target)
 
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _handle
+    def pass_body(self, upstream: http.client.HTTPConnection) -> bool:
+        if not self.fault or not isinstance(self.fault.cut, int):
+            return super().pass_body(upstream)
+        length = int(self.headers.get("Content-Length", 0))
+        upstream.send(self.rfile.read(min(self.fault.cut, length)))
+        return length < self.fault.cut
 
-    def _pass_body(self, upstream: http.client.HTTPConnection, limit: int | None) -> bool:
-        """Hand the body on; False where it was to be cut."""
-        left = int(self.headers.get("Content-Length", 0))
-        passed = 0
-        while left:
-            piece = self.rfile.read(min(_PIECE, left))
-            if not piece:
-                return False
-            upstream.send(piece)
-            left -= len(piece)
-            passed += len(piece)
-            if limit is not None and passed >= limit:
-                return False
-        return True
-
-    def _drain(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def _hang_up(self) -> None:
-        # SO_LINGER with no time: a reset, as a proxy that dies sends it
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.connection.close()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        if self.fault and self.fault.cut == "after":
+            self.hang_up()
+        else:
+            super().answer(status, headers, body)

@@ -1,26 +1,25 @@
-"""Measures the figures of docs/performance.md: ours and a peer in the same run.
+"""Builds, boots and checks: the figures of docs/performance.md.
 
 The peer of a build is stock diskimage-builder (no RTPEngine in it) with an image cache of its own; the peer of the
-checks is testinfra's own ssh back end. The ratio comes first: seconds depend on the machine and its load.
+checks is testinfra's own ssh back end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from harness import nightly
 from harness.appliance import Appliance
+from harness.bench import figures
+from harness.bench.figures import Row, Table, timed
 from harness.checks import run_checks
-from harness.cloud import Cloud, Server, ServerSpec
+from harness.cloud import Server, ServerSpec
+from harness.cloud.local import LocalCloud
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.image import dib, loops
@@ -30,7 +29,6 @@ from harness.image.mirrors import apt_mirrors
 from harness.process import run_logged
 from harness.progress import Progress
 from harness.resources import Resource
-from harness.run import Run, write_whole
 from harness.settings import Settings
 from harness.stages import FIRST_BOOT, Work
 
@@ -38,98 +36,31 @@ STOCK = ("debian-minimal", "vm", "block-device-gpt", "cloud-init", "cloud-init-d
 _CLOUD_INIT_DONE = re.compile(r"Cloud-init v\. \S+ finished")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One figure, less is better. `peer` is None where there is nobody to compare with; `reach` as in words."""
-
-    what: str
-    unit: str
-    ours: float
-    peer: float | None
-    peer_is: str
-    reach: str
-
-    @property
-    def ratio(self) -> float | None:
-        return round(self.ours / self.peer, 2) if self.peer else None
+def bench(settings: Settings, appliance: Appliance, progress: Progress, *, boots: int, out: Path) -> int:
+    """Take all figures, those of boots `boots` times; write `out`.json and `out`.md. Returns the exit code."""
+    return figures.measure(settings, appliance, progress, lambda work: _rows(work, boots),
+                           Table("Performance", "./inv bench", LocalCloud(settings).describe()), out)
 
 
-def bench(settings: Settings, appliance: Appliance, choose: Callable[[Settings], Cloud], progress: Progress, *,
-          boots: int, out: Path) -> int:
-    """Measure all rows once, boots `boots` times; write `out`.json and `out`.md. Returns the exit code.
-
-    Everything is done in a cache of its own below the cache, removed afterwards. Raises what the stages raise.
-    """
-    own = replace(settings, cache=settings.cache / "bench")
-    rows: list[Row] = []
-
-    def measure(work: Work) -> None:
-        work.run.journal.creating(Resource("path", os.fspath(own.cache)))
-        work.host()
-        rows.extend(_builds(work, own, choose))
-        rows.extend(_boots(work, boots))
-        rows.extend(_checks(work))
-        rows.append(Row("./inv nightly, caches warm", "s", _night(work, own, choose).seconds, None, "", "150 s"))
-
-    code = nightly.conduct(own, appliance, choose(own), progress, measure, keep="never", quiet=True)
-    if code == 0:
-        where = machine(choose(settings))
-        write_whole(out.with_suffix(".json"), json.dumps(
-            {"machine": where, "rows": [asdict(row) | {"ratio": row.ratio} for row in rows]}, indent=1))
-        write_whole(out.with_suffix(".md"), table(where, rows))
-    return code
+def _rows(work: Work, boots: int) -> Iterator[Row]:
+    yield from _builds(work)
+    yield from _boots(work, boots)
+    yield from _checks(work)
+    yield Row("./inv nightly, caches warm", "s", _night(work).seconds, None, "", "150 s")
 
 
-@dataclass(frozen=True)
-class _Night:
-    seconds: float
-    build: float
+def _night(work: Work) -> figures.Night:
+    return figures.night(work, work.settings, LocalCloud(work.settings))
 
 
-def _night(work: Work, settings: Settings, choose: Callable[[Settings], Cloud]) -> _Night:
-    """A whole night as a run of its own. Raises HostError when it is red: its time says nothing then."""
-    seconds, code = _timed(lambda: nightly.conduct(settings, work.appliance, choose(settings), work.progress,
-                                                   nightly.nightly, keep="never"))
-    if code:
-        raise HostError(f"the night ended with exit code {code}", hint="see runs/latest/report.html")
-    stages = {s.name: s.seconds or 0.0 for s in Run.open(settings.runs / "latest").stages}
-    return _Night(seconds, stages["build"])
-
-
-def machine(cloud: Cloud) -> dict[str, Any]:
-    """What the figures depend on besides the code."""
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return {"processor": model[1] if model else "unknown", "cores": len(os.sched_getaffinity(0)),
-            "load": round(os.getloadavg()[0], 1), "cloud": cloud.describe(),
-            "date": time.strftime("%Y-%m-%d", time.gmtime())}
-
-
-def table(where: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The figures as Markdown."""
-    lines = ["# Performance", "", "Written by `./inv bench`; ours and the peer's were measured in the same run.", "",
-             ", ".join(f"{key}: {value}" for key, value in where.items()), "",
-             "| what | ours | peer | ratio | to reach |", "| --- | ---: | ---: | ---: | --- |"]
-    for row in rows:
-        peer = f"{row.peer:.1f} {row.unit} ({row.peer_is})" if row.peer else "-"
-        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        lines.append(f"| {row.what} | {row.ours:.1f} {row.unit} | {peer} | {ratio} | {row.reach} |")
-    return "\n".join(lines) + "\n"
-
-
-def _timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    begin = time.monotonic()
-    result = action()
-    return time.monotonic() - begin, result
-
-
-def _builds(work: Work, settings: Settings, choose: Callable[[Settings], Cloud]) -> Iterator[Row]:
+def _builds(work: Work) -> Iterator[Row]:
     with work.progress.stage("stock"):
-        stock_cold, stock = _timed(lambda: _stock_build(work, settings, 1))
-    cold = _night(work, settings, choose)
+        stock_cold, stock = timed(lambda: _stock_build(work, 1))
+    cold = _night(work)
     with work.progress.stage("stock"):
-        stock_warm, _ = _timed(lambda: _stock_build(work, settings, 2))
-    forced, _ = _timed(lambda: work.build(force=True))
-    unchanged, image = _timed(work.build)
+        stock_warm, _ = timed(lambda: _stock_build(work, 2))
+    forced, _ = timed(lambda: work.build(force=True))
+    unchanged, image = timed(work.build)
     peer = "stock diskimage-builder, no RTPEngine"
     yield Row("cold build, all caches empty", "s", cold.build, stock_cold, peer, "75 s; less than stock")
     yield Row("an element changed (everything but the caches anew)", "s", forced, stock_warm, peer,
@@ -140,13 +71,13 @@ def _builds(work: Work, settings: Settings, choose: Callable[[Settings], Cloud])
     yield Row("./inv nightly, all caches empty", "s", cold.seconds, None, "", "240 s")
 
 
-def _stock_build(work: Work, settings: Settings, number: int) -> Path:
+def _stock_build(work: Work, number: int) -> Path:
     """Stock diskimage-builder with its own image cache, contained and swept as our builds are."""
-    place = settings.cache / "stock"
+    place = work.settings.cache / "stock"
     temporary = place / "tmp"
     for directory in (place / "cache", place / "locks", temporary, place / f"out{number}"):
         directory.mkdir(parents=True, exist_ok=True)
-    mirrors = apt_mirrors(settings)
+    mirrors = apt_mirrors(work.settings)
     environment = {
         "HOME": os.fspath(place), "USER": "root", "LANG": "C.UTF-8",
         "PATH": f"{dib.SHIMS}:{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -206,8 +137,8 @@ def _checks(work: Work) -> Iterator[Row]:
     image: Image = work.build()
     with work.run.journal.passing(work.cloud.removers):
         [server] = work.launch(work.upload(image), "checked")
-        ours, results = _timed(lambda: _run_checks(work, server, ()))
-        peer, _ = _timed(lambda: _run_checks(work, server, ("--host-backend", "ssh")))
+        ours, results = timed(lambda: _run_checks(work, server, ()))
+        peer, _ = timed(lambda: _run_checks(work, server, ("--host-backend", "ssh")))
     yield Row(f"all {results} checks of one server", "s", ours, peer, "testinfra's default ssh back end",
               "at most 0.25 x")
 
@@ -220,5 +151,3 @@ def _run_checks(work: Work, server: Server, selection: Sequence[str]) -> int:
         if red:
             raise HostError(f"checks are red, their time says nothing: {', '.join(red)}")
         return len(results)
-
-
