@@ -1,45 +1,25 @@
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from harness.deadline import Deadline
-from harness.voip.ng import NgClient, NgMalformed, NgNoAnswer, NgRefused, decode, encode
+from harness.voip.bencode import decode, encode
+from harness.voip.ng import (
+    NgClient,
+    NgLoadLimit,
+    NgMalformed,
+    NgNoAnswer,
+    NgOutOfPorts,
+    NgRefused,
+    NgUnknownCall,
+)
+from tests.relay_double import relay_double
 
-VALUES = st.recursive(st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-                      max_leaves=20)
-
-
-@given(VALUES)
-def test_what_is_encoded_is_decoded(value: object) -> None:
-    assert decode(encode(value)) == value
-
-
-@given(st.binary())
-def test_any_octets_are_a_value_or_malformed(data: bytes) -> None:
-    with suppress(NgMalformed):
-        decode(data)
-
-
-def test_bencode_is_that_of_bep_3() -> None:
-    assert encode({"spam": ["a", 42], "b": -1}) == b"d1:bi-1e4:spaml1:ai42eee"
-
-
-@pytest.mark.parametrize("data", [b"", b"i5", b"ie", b"i--1e", b"5:abc", b"-1:a", b"d1:a", b"di1ei2ee", b"d1:ae",
-                                  b"i1eX", b"l" * 100, b"i1_0e", b"i 1e"])
-def test_malformed_is_told(data: bytes) -> None:
-    with pytest.raises(NgMalformed):
-        decode(data)
-
-
-@pytest.mark.parametrize("value", [True, 1.5, None])
-def test_bencode_has_no_such_values(value: object) -> None:
-    with pytest.raises(TypeError):
-        encode(value)  # type: ignore[arg-type]
+SDP = "v=0\r\no=- 1 1 IN IP4 127.0.0.1\r\ns=-\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 40000 RTP/AVP 0\r\n"
 
 
 @contextmanager
@@ -122,3 +102,141 @@ def test_a_garbled_answer_is_told(body: bytes) -> None:
     with relay(lambda c, b, n: c + b" " + body) as (port, _), NgClient("127.0.0.1", port) as client, \
             pytest.raises(NgMalformed):
         client.statistics()
+
+
+def client_of(kind: str, port: int, address: str = "127.0.0.1", seconds: float = 5.0) -> NgClient:
+    return (NgClient if kind == "udp" else NgClient.over_tcp)(address, port, seconds=seconds)
+
+
+both = pytest.mark.parametrize("kind", ["udp", "tcp"])
+
+
+@both
+def test_a_call_from_offer_to_delete(kind):
+    with relay_double() as relay, client_of(kind, relay.port) as client:
+        assert client.ping() == "pong"
+        offered = client.offer("c1", "A", SDP, {"flags": ["strict source"], "address-family": "IP4"})
+        answered = client.answer("c1", "A", "B", SDP)
+        assert "m=audio 40000" not in offered and "m=audio 40000" not in answered and offered != answered
+        assert relay.arguments[1] == {"command": "offer", "call-id": "c1", "from-tag": "A", "sdp": SDP,
+                                      "flags": ["strict source"], "address-family": "IP4"}
+        assert client.calls() == ["c1"]
+        assert client.query("c1")["totals"] == {"RTP": {"packets": 0}}
+        assert client.statistics()["currentstatistics"] == {"sessionstotal": 1}
+        assert client.delete("c1", "A")["totals"]["RTP"]["packets"] == 0
+        assert relay.arguments[-1]["delete-delay"] == 0
+        assert client.calls() == []
+
+
+@both
+@pytest.mark.parametrize(("reason", "kind_of_error"), [
+    ("Ran out of ports", NgOutOfPorts), ("Unknown call-ID", NgUnknownCall), ("Unknown call-id", NgUnknownCall),
+    ("Call-ID not found or tags didn't match", NgUnknownCall), ("Parallel session limit reached", NgLoadLimit),
+    ("Failed to parse SDP", NgRefused)])
+def test_each_refusal_has_its_type(kind, reason, kind_of_error):
+    with relay_double() as relay, client_of(kind, relay.port) as client:
+        relay.refuse["offer"] = reason
+        with pytest.raises(NgRefused, match=reason) as refused:
+            client.offer("c1", "A", SDP)
+        assert type(refused.value) is kind_of_error and refused.value.reason == reason
+
+
+def test_a_load_limit_that_is_no_error_is_a_refusal():
+    with relay_double() as relay, client_of("udp", relay.port) as client:
+        relay.answers["offer"] = encode({"result": "load limit", "message": "Load limit exceeded"})
+        with pytest.raises(NgLoadLimit) as refused:
+            client.offer("c1", "A", SDP)
+        assert refused.value.reason == "Load limit exceeded"
+
+
+def test_what_is_unknown_can_be_neither_answered_nor_deleted():
+    with relay_double() as relay, client_of("udp", relay.port) as client:
+        with pytest.raises(NgUnknownCall):
+            client.answer("c1", "A", "B", SDP)
+        with pytest.raises(NgUnknownCall):
+            client.delete("c1", "A")
+
+
+@both
+def test_a_command_whose_answer_got_lost_is_carried_out_once(kind):
+    with relay_double() as relay, client_of(kind, relay.port) as client:
+        relay.lose_answers = 1
+        client.offer("c1", "A", SDP)
+        assert relay.commands == {"offer": 1}
+
+
+def test_over_ipv6():
+    with relay_double(address="::1") as relay:
+        for kind in ("udp", "tcp"):
+            with client_of(kind, relay.port, "::1") as client:
+                assert client.ping() == "pong"
+
+
+@pytest.mark.parametrize("answer", [{}, {"result": "maybe"}, {"result": "ok"}, {"result": "ok", "sdp": 5}, [], 3])
+@both
+def test_an_answer_without_what_was_asked_for_is_told(kind, answer):
+    with relay_double() as relay, client_of(kind, relay.port) as client:
+        for command, ask in (("offer", lambda: client.offer("c", "A", SDP)), ("query", lambda: client.query("c")),
+                             ("list", client.calls), ("statistics", client.statistics)):
+            relay.answers[command] = encode(answer)
+            with pytest.raises(NgMalformed, match=command):
+                ask()
+
+
+@contextmanager
+def listener(serve: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A TCP server on loopback; `serve` has the first connection."""
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        def accept() -> None:
+            stream, _ = own.accept()
+            with stream:
+                stream.recv(65535)
+                serve(stream)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield own.getsockname()[1]
+        thread.join()
+
+
+@pytest.mark.parametrize("text", [b"x" * 1000, b"cookie garbage", b"cookie i--1e"])
+def test_a_tcp_peer_that_speaks_something_else_is_told_at_once(text):
+    with listener(lambda stream: stream.sendall(text)) as port, client_of("tcp", port) as client:
+        begin = time.monotonic()
+        with pytest.raises(NgMalformed, match=str(port)):
+            client.ping()
+        assert time.monotonic() - begin < 3
+
+
+def test_a_tcp_peer_that_never_ends_its_answer_is_told():
+    def serve(stream: socket.socket) -> None:
+        try:
+            stream.sendall(b"cookie 2000000:" + b"x" * 1_900_000)
+        except OSError:
+            return
+
+    with listener(serve) as port, client_of("tcp", port) as client, pytest.raises(NgMalformed):
+        client.ping()
+
+
+def test_nobody_listening_over_tcp_is_no_answer():
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+    with client_of("tcp", port, seconds=0.7) as client, pytest.raises(NgNoAnswer, match="refused") as error:
+        client.ping()
+    assert "listen-tcp-ng" in str(error.value)
+
+
+def test_a_silent_tcp_peer_is_no_answer_at_the_deadline():
+    with listener(lambda stream: time.sleep(1.5)) as port, client_of("tcp", port) as client:
+        begin = time.monotonic()
+        with pytest.raises(NgNoAnswer):
+            client.request("ping", deadline=Deadline(1))
+        assert 0.9 < time.monotonic() - begin < 3
+
+
+@both
+def test_a_connection_is_used_again(kind):
+    with relay_double() as relay, client_of(kind, relay.port) as client:
+        assert [client.ping() for _ in range(50)] == ["pong"] * 50
+        assert relay.commands["ping"] == 50

@@ -11,7 +11,8 @@ import pytest
 
 from harness.access import reach
 from harness.access.reach import RelayedDatagrams
-from harness.voip.ng import NgClient, encode
+from harness.voip.bencode import encode
+from harness.voip.ng import NgClient
 
 
 @pytest.fixture
