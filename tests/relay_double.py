@@ -73,6 +73,7 @@ class RelayDouble:
     """The body that is sent for a command, whatever it asks for."""
     lose_answers: int = 0
     """So many of the next commands are carried out, but their answers get lost."""
+    most_calls: int = 1000
     port: int = 0
     calls: dict[str, DoubledCall] = field(default_factory=dict)
     commands: Counter[str] = field(default_factory=Counter)
@@ -102,6 +103,8 @@ class RelayDouble:
         if command == "statistics":
             return {"result": "ok", "statistics": {"currentstatistics": {"sessionstotal": len(self.calls)}}}
         if command == "offer":
+            if len(self.calls) >= self.most_calls:
+                return {"result": "error", "error-reason": "Ran out of ports"}
             call = self.calls[call_id] = DoubledCall([asked["from-tag"]], self._legs(asked["sdp"]), [])
             call.callee = self._legs(asked["sdp"], asked.get("address-family"))
             for one, other in zip(call.caller, call.callee, strict=True):
