@@ -11,14 +11,14 @@ import errno
 import select
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from harness.errors import HostError
 from harness.voip import batch, rtp
-from harness.voip.batch import CONTROL, CONTROL_LENGTH, DATA, NAME, SLOT, Incoming, Outgoing
+from harness.voip.batch import CONTROL, CONTROL_LENGTH, DATA, NAME, ROOM, SLOT, Incoming, Outgoing
 from harness.voip.endpoint import Endpoint, Stream
 from harness.voip.rtp import MARK, MARKED, MARKED_KEY, MARKER, PLAIN
 from harness.voip.stats import Received
@@ -26,6 +26,9 @@ from harness.voip.stats import Received
 _LATE_SHARE: Final = 0.01
 _LONGEST_SLEEP: Final = 0.05
 _SILENCE_AT_MOST: Final = 10.0
+_LOOK_EVERY_SOCKET: Final = 250_000
+_LOOK_AT_LEAST: Final = 100_000_000
+"""Nanoseconds between looks at the sockets, for each of them, and at most."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class Traffic:
             one.endpoint for stream in self._streams for one in (stream, stream.peer) if one is not None))
         self._slots = self._laid_out([stream for stream in self._streams if stream.sends])
         self._incoming = Incoming()
+        # A socket that gets a packet each 20 ms is not worth a look for each of them: the kernel keeps the time.
+        self._look_every = min(_LOOK_EVERY_SOCKET * 2 * len(self._endpoints), _LOOK_AT_LEAST)
+        self._look_at = 0
+        self._ready: deque[int] = deque()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="media")
         self._error: BaseException | None = None
@@ -191,52 +198,62 @@ class Traffic:
                     return
                 late = now - due
                 self._latest = max(self._latest, late)
-                for one in batches:
-                    self._send(one, marker)
-                    self._packets += len(one.streams)
-                    if late > interval:
-                        self._late += len(one.streams)
+                sent = self._send(batches, marker)
+                self._packets += sent
+                if late > interval:
+                    self._late += sent
                 self._report_when_due(now)
                 self._receive(due + (interval // count if number + 1 < count else 0))
             marker = 0
             rounds += 1
 
-    def _send(self, one: _Batch, marker: int) -> None:
-        outgoing, units = one.outgoing, one.streams[0].samples
-        pack, buffer, size, at = MARKED.pack_into, outgoing.buffer, outgoing.size, one.first * outgoing.size
-        now = time.time_ns()
-        for stream in one.streams:
-            sequence, timestamp = stream.sequence, stream.timestamp
-            pack(buffer, at, PLAIN, stream.codec.payload_type | marker, sequence, timestamp, stream.ssrc, stream.sender,
-                 MARK, now)
-            stream.sequence, stream.timestamp = sequence + 1 & 0xFFFF, timestamp + units & 0xFFFFFFFF
-            stream.packets += 1
-            stream.sent_at = now
-            at += size
-        done, count = 0, len(one.streams)
-        while done < count:
-            try:
-                done += outgoing.send(one.first + done, count - done)
-            except OSError as error:
-                name = errno.errorcode.get(error.errno or 0, str(error.errno))
-                one.streams[done].failed[name] += 1
-                self._failed[name] += 1
-                done += 1
+    def _send(self, batches: Sequence[_Batch], marker: int) -> int:
+        """The next packet of every stream; how many that were."""
+        pack, clock, total = MARKED.pack_into, time.time_ns, 0
+        for one in batches:
+            outgoing, streams = one.outgoing, one.streams
+            buffer, size, at, units = outgoing.buffer, outgoing.size, one.first * outgoing.size, streams[0].samples
+            now = clock()
+            for stream in streams:
+                sequence, timestamp = stream.sequence, stream.timestamp
+                pack(buffer, at, PLAIN, stream.codec.payload_type | marker, sequence, timestamp, stream.ssrc,
+                     stream.sender, MARK, now)
+                stream.sequence, stream.timestamp = sequence + 1 & 0xFFFF, timestamp + units & 0xFFFFFFFF
+                stream.packets += 1
+                stream.sent_at = now
+                at += size
+            done, count = 0, len(streams)
+            while done < count:
+                try:
+                    done += outgoing.send(one.first + done, count - done)
+                except OSError as error:
+                    name = errno.errorcode.get(error.errno or 0, str(error.errno))
+                    streams[done].failed[name] += 1
+                    self._failed[name] += 1
+                    done += 1
+            total += count
+        return total
 
     def _receive(self, until: int) -> None:
-        """Fetch what has come; no longer than `until` (monotonic ns) where ever more comes."""
-        while ready := self._epoll.poll(0):
-            for own, _ in ready:
-                self._fetch(own)
-            if time.monotonic_ns() >= until:
-                return
+        """Fetch what has come, until `until` (monotonic ns), and a share of it in any case."""
+        if not self._ready and time.monotonic_ns() >= self._look_at:
+            self._ready.extend(own for own, _ in self._epoll.poll(0))
+            self._look_at = time.monotonic_ns() + self._look_every
+        least = 1 + len(self._ready) // len(self._slots)
+        while self._ready and (least > 0 or time.monotonic_ns() < until):
+            self._fetch(self._ready.popleft())
+            least -= 1
 
     def _fetch(self, own: int) -> None:
         endpoint, is_rtp = self._ends[own]
+        count = ROOM
+        while count == ROOM:
+            count = self._incoming.receive(own)
+            self._count(endpoint, is_rtp, count)
+
+    def _count(self, endpoint: Endpoint, is_rtp: bool, count: int) -> None:
+        """Take in the first `count` datagrams of the buffer."""
         incoming = self._incoming
-        count = incoming.receive(own)
-        if not count:
-            return
         if incoming.control_lengths(count) != [CONTROL_LENGTH] * count:
             raise HostError("the kernel told no arrival time or no TOS of a packet")
         version6 = ":" in endpoint.address
@@ -291,6 +308,8 @@ class Traffic:
         if self._report_every:
             for stream in self._streams:
                 self._report(stream)
+        while self._ready:
+            self._fetch(self._ready.popleft())
         end = time.monotonic() + _SILENCE_AT_MOST
         while time.monotonic() < end and (ready := self._epoll.poll(self._linger)):
             for own, _ in ready:
