@@ -36,6 +36,7 @@ class Faults:
     """Sent after the packet that comes next."""
     delay: Callable[[int], float] = lambda number: 0.0
     """Seconds."""
+    rewrite: Callable[[int, bytes], bytes] = lambda number, data: data
     tos: int = 0
     relayed: bool = True
 
@@ -176,6 +177,7 @@ class RelayDouble:
             return
         if self.faults.lose(number):
             return
+        data = self.faults.rewrite(number, data)
         if self.faults.swap(number):
             leg.held = data
             return

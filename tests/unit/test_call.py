@@ -104,6 +104,16 @@ def test_a_gap_and_when_it_was():
     assert result.to_callee.gap_began < call.caller.sent_at / 1e9 - 0.3
 
 
+def test_a_stream_whose_ssrc_the_relay_changes_is_still_one():
+    def rewrite(number, data):
+        return data if number < 10 else data[:8] + b"\0\0\xab\xcd" + data[12:]
+
+    result, call = called(Faults(rewrite=rewrite, lose=lambda n: n in (4, 15)))
+    assert result.to_callee.ssrcs == (call.caller.ssrc, 0xABCD)
+    assert result.to_callee.lost == 2 and result.to_callee.received == result.to_callee.sent - 2
+    assert result.to_callee.expected == result.to_callee.sent and result.to_callee.restarts == 0
+
+
 def test_tos_that_the_relay_sets():
     result, _ = called(Faults(tos=184), seconds=0.3)
     assert result.to_callee.tos == result.to_caller.tos == (184,)
