@@ -20,15 +20,15 @@ from harness.errors import HostError
 from harness.voip import batch, rtp
 from harness.voip.batch import CONTROL, CONTROL_LENGTH, DATA, NAME, ROOM, SLOT, Incoming, Outgoing
 from harness.voip.endpoint import Endpoint, Stream
-from harness.voip.rtp import MARK, MARKED, MARKED_KEY, MARKER, PLAIN
+from harness.voip.rtp import CLOCK, MARK, MARKED, MARKED_KEY, MARKER, PLAIN
 from harness.voip.stats import Received
 
 _LATE_SHARE: Final = 0.01
 _LONGEST_SLEEP: Final = 0.05
 _SILENCE_AT_MOST: Final = 10.0
-_LOOK_EVERY_SOCKET: Final = 250_000
-_LOOK_AT_LEAST: Final = 100_000_000
-"""Nanoseconds between looks at the sockets, for each of them, and at most."""
+_PAUSE_A_SOCKET: Final = 250_000
+"""Nanoseconds from one look at the sockets to the next, for each that there is."""
+_LONGEST_PAUSE: Final = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,15 @@ class Traffic:
         intervals = {stream.ptime for stream in self._streams} or {20}
         if len(intervals) > 1:
             raise ValueError(f"streams of different packet intervals: {sorted(intervals)} ms")
+        if any(not port for stream in self._streams for _, port in (stream.target, stream.rtcp_target)):
+            raise ValueError("a stream goes nowhere: towards() says where")
         self._ptime, self._report_every = intervals.pop(), report_every
         self._endpoints = list(dict.fromkeys(
             one.endpoint for stream in self._streams for one in (stream, stream.peer) if one is not None))
         self._slots = self._laid_out([stream for stream in self._streams if stream.sends])
         self._incoming = Incoming()
         # A socket that gets a packet each 20 ms is not worth a look for each of them: the kernel keeps the time.
-        self._look_every = min(_LOOK_EVERY_SOCKET * 2 * len(self._endpoints), _LOOK_AT_LEAST)
+        self._look_every = min(_PAUSE_A_SOCKET * 2 * len(self._endpoints), _LONGEST_PAUSE)
         self._look_at = 0
         self._ready: deque[int] = deque()
         self._stop = threading.Event()
@@ -185,6 +187,7 @@ class Traffic:
         self._begin, cpu = time.monotonic(), time.thread_time()
         begin = time.monotonic_ns()
         self._report_due = begin + int(self._report_every * 5e8)
+        self._go_on_after_silence()
         marker, rounds, count = MARKER, 0, len(self._slots)
         while True:
             for number, (offset, batches) in enumerate(self._slots):
@@ -206,6 +209,14 @@ class Traffic:
                 self._receive(due + (interval // count if number + 1 < count else 0))
             marker = 0
             rounds += 1
+
+    def _go_on_after_silence(self) -> None:
+        """The timestamps of streams that sent before go on by the time that has passed (RFC 3550, 5.1)."""
+        now = time.time_ns()
+        for offset, batches in self._slots:
+            for stream in (stream for one in batches for stream in one.streams if stream.sent_at):
+                passed = (now + offset - stream.sent_at) * CLOCK // 10**9
+                stream.timestamp = stream.timestamp + passed - stream.samples & 0xFFFFFFFF
 
     def _send(self, batches: Sequence[_Batch], marker: int) -> int:
         """The next packet of every stream; how many that were."""

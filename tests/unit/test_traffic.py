@@ -67,7 +67,7 @@ def test_packet_intervals_other_than_20_ms():
         [seen] = callee.received.values()
         assert 10 <= seen.packets <= 16 and seen.lost == 0 and seen.jitter < 8000
         with pytest.raises(ValueError, match=r"\[20, 40\]"):
-            Traffic([*streams, caller.stream()])
+            Traffic([*streams, *paired(caller, callee)])
 
 
 def test_many_streams_share_a_socket_and_are_told_apart():
@@ -82,11 +82,22 @@ def test_many_streams_share_a_socket_and_are_told_apart():
 
 def test_streams_go_on_where_they_stopped():
     with Endpoint("127.0.0.1") as caller, Endpoint("127.0.0.1") as callee:
-        streams = paired(caller, callee)
+        there, back = paired(caller, callee)
+        moments = []
         for _ in range(2):
-            Traffic(streams).run(0.2, linger=0.05)
+            Traffic([there, back]).run(0.2, linger=0.05)
+            moments.append((there.timestamp, there.sent_at))
+            time.sleep(0.4)
         [seen] = callee.received.values()
-        assert seen.packets == seen.expected == streams[0].sent and seen.lost == 0
+        assert seen.packets == seen.expected == there.sent and seen.lost == 0
+        (before, then), (after, now) = moments
+        units = (now - then) * 8000 / 1e9
+        assert units > 4000 and (after - before) % 2**32 == pytest.approx(units, abs=800)
+
+
+def test_a_stream_that_goes_nowhere_is_refused():
+    with Endpoint("127.0.0.1") as caller, pytest.raises(ValueError, match="goes nowhere"):
+        Traffic([caller.stream()])
 
 
 def test_media_runs_beside_what_else_is_done():
