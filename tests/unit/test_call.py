@@ -237,7 +237,7 @@ def test_one_of_many_that_fails_takes_the_others_down(ends):
 
 
 def test_a_call_that_the_relay_ended_itself_is_no_error(ends):
-    relay, client, caller, callee = ends
+    _, client, caller, callee = ends
     with Call(client, caller, callee) as call:
         client.delete(call.id, call.from_tag)
 
