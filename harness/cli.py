@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -60,8 +61,7 @@ class Dialtone(Program):
         except DialtoneError as error:
             raise Exit(described(error), code=int(error.exit_code)) from None
         except BrokenPipeError:
-            sys.stderr.close()
-            raise Exit(code=int(ExitCode.HOST)) from None
+            raise
         except OSError as error:
             raise Exit(described(from_os_error(error)), code=int(ExitCode.HOST)) from None
 
@@ -81,8 +81,15 @@ class _mistakes:
 def main() -> None:
     """Entry point of the launcher."""
     try:
-        Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__,
-                 config_class=_OwnSettingsOnly).run()
+        try:
+            Dialtone(name="inv", binary="inv", binary_names=["inv"], version=__version__,
+                     config_class=_OwnSettingsOnly).run()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more; what is still to be written would fail once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(int(ExitCode.HOST))
     finally:
         # All is said and done: an impatient Ctrl-C would only replace the exit code that the interpreter leaves with.
         for number in STOP_SIGNALS:

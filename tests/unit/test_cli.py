@@ -1,3 +1,4 @@
+import os
 import shlex
 import subprocess
 import sys
@@ -41,9 +42,9 @@ def show(c, number=1):
 def inv(tmp_path: Path):
     (tmp_path / "tasks.py").write_text(TASKS)
 
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-P", "-m", "harness.cli", "--search-root", str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
 
     return call
 
@@ -72,6 +73,15 @@ def test_an_error_has_its_exit_code_and_no_traceback(inv, how, code, lines):
 def test_a_late_ctrl_c_does_not_replace_the_exit_code(inv):
     done = inv("stop-twice")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [("--list",), ("show",)])
+def test_a_reader_that_goes_away_is_no_traceback(inv, arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = inv(*arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (3, "")
 
 
 @pytest.mark.parametrize("arguments", [("no-such-task",), ("show", "--no-such-option"), ("show", "--number", "x"),
