@@ -188,7 +188,8 @@ class Work:
     def reboot(self, server: Server) -> bool:
         """Reboot from inside, wait for another boot_id, and run the checks again."""
         with self._stage("reboot") as say:
-            readiness.reboot(self.cloud, self.run, server, Deadline(DEADLINES["reboot"]), say)
+            ready = readiness.reboot(self.cloud, self.run, server, Deadline(DEADLINES["reboot"]), say)
+            self.run.facts["reboot"] = {"name": server.name, "timings": ready.timings}
             return self._check(server, AFTER_REBOOT, (), say)
 
     def _check(self, server: Server, phase: str, selection: Sequence[str], say: Callable[[str], None]) -> bool:

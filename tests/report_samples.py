@@ -117,6 +117,7 @@ def facts(**more: Any) -> dict[str, Any]:
         "image": image(), "source": source(),
         "conntrack": {"plan": PLAN, "live": {key: str(value) for key, value in PLAN.items()}},
         "server": {"name": "server1", "timings": {"address": 0.4, "key": 12.1, "ssh": 19.8, "ready": 26.3}},
+        "reboot": {"name": "server1", "timings": {"down": 6.2, "port": 31.0, "ssh": 33.4, "ready": 38.9}},
         "host": {"cores": 2, "memory": "24676288 kB", "accelerator": "QEMU, no KVM: TCG", "kernel": "6.18.44",
                  "python": "3.11.2"},
         "previous": {"host": 1.2, "build": 61.0, "inspect": 4.1, "launch": 27.9, "check": 20.7, "reboot": 55.8,

@@ -42,7 +42,15 @@ def checks(report: Report, verdict: Verdict, explained: int, room: int, *, passe
 
 def start(report: Report) -> Markup | None:
     """How the server came up: each step from the one before it."""
-    timings = report.fact("server").get("timings")
+    return _steps(report.fact("server").get("timings"), "Start of the server", "start", "time since power-on")
+
+
+def reboot(report: Report) -> Markup | None:
+    """The same after its reboot; `down` is the way there."""
+    return _steps(report.fact("reboot").get("timings"), "Reboot", "reboot", "time since it was asked for")
+
+
+def _steps(timings: object, title: str, id_: str, note: str) -> Markup | None:
     steps = [(name, float(value)) for name, value in timings.items() if isinstance(value, int | float)] \
         if isinstance(timings, dict) else []
     steps.sort(key=lambda step: step[1])
@@ -54,8 +62,7 @@ def start(report: Report) -> Markup | None:
                         tag("div", part(at / whole, (value - at) / whole, label), class_="plot"),
                         tag("span", seconds(value), class_="time")))
         at = value
-    return section("Start of the server", tag("ol", *rows, class_="timeline steps"), id_="start",
-                   note="time since power-on") if rows else None
+    return section(title, tag("ol", *rows, class_="timeline steps"), id_=id_, note=note) if rows else None
 
 
 def machine(report: Report) -> Markup | None:

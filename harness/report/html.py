@@ -69,7 +69,7 @@ def _page(report: Report, verdict: Verdict, room: Room) -> str:
         tag("main",
             first_screen.failures(report, verdict, room.failures, room.explanation),
             first_screen.warnings(report),
-            tag("div", tag("div", first_screen.timeline(report), details.start(report)),
+            tag("div", tag("div", first_screen.timeline(report), details.start(report), details.reboot(report)),
                 tag("div", first_screen.image(report), details.cloud(report), details.machine(report)), class_="pair"),
             first_screen.conntrack(report),
             details.checks(report, verdict, room.failures, room.explanation, passed_names=room.passed_names),

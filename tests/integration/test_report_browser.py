@@ -114,8 +114,8 @@ def test_nothing_is_missing(browser: Browser, pages: dict[str, Path], size: tupl
         assert report.facts["image"]["sha256"] in seen
     for row in ("expected", "seen", "because", "console", "look", "again", "next"):
         assert report.facts["failures"][0][row] is not None and row in seen
-    for heading in ("Timeline", "Image", "Conntrack", "Start of the server", "Checks", "History", "Sources", "Console",
-                    "Build log", "Manifest", "What was removed"):
+    for heading in ("Timeline", "Image", "Conntrack", "Start of the server", "Reboot", "Checks", "History", "Sources",
+                    "Console", "Build log", "Manifest", "What was removed"):
         assert heading in seen
 
 
