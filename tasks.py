@@ -17,12 +17,14 @@ from invoke.tasks import Task, task
 from harness import appliance as appliances_file
 from harness.appliance import Appliance
 from harness.errors import DescriptionError
+from harness.levels import Level
 from harness.process import CommandMissing
 from harness.progress import Progress
 from harness.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent
 DEFAULT = "rtpengine"
+_LEVEL = "which checks: basic, or acceptance: with calls, too"
 
 
 def _settings(cloud: str | None = None, keep: str | None = None) -> Settings:
@@ -55,18 +57,18 @@ def appliances(c: Context) -> None:
 
 
 @task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml",
-            "keep": "keep servers: never, failed, always", "force": "build although nothing changed",
-            "json": "print one JSON object a line"})
+            "keep": "keep servers: never, failed, always", "level": _LEVEL,
+            "force": "build although nothing changed", "json": "print one JSON object a line"})
 def nightly(c: Context, appliance: str = DEFAULT, cloud: str | None = None, keep: str | None = None,
-            force: bool = False, json: bool = False) -> None:
+            level: str = "basic", force: bool = False, json: bool = False) -> None:
     """Build, inspect, boot, check, reboot, check, report, remove."""
     from harness import nightly as night
     from harness.cloud.choose import choose
 
     settings = _settings(cloud=cloud, keep=keep)
-    chosen = _appliance(settings, appliance)
+    chosen, checked = _appliance(settings, appliance), Level.named(level)
     _leave(night.conduct(settings, chosen, choose(settings), Progress(as_json=json),
-                         lambda work: night.nightly(work, force=force), keep=settings.keep))
+                         lambda work: night.nightly(work, force=force, level=checked), keep=settings.keep))
 
 
 @task(help={"appliance": "name in appliances.yaml", "force": "build although nothing changed"})
@@ -92,14 +94,15 @@ def launch(c: Context, appliance: str = DEFAULT, cloud: str | None = None, count
     _stages(appliance, json, lambda work: work.launch(work.upload(_built(work)), *names), cloud=cloud, keep=keep)
 
 
-@task(help={"run": "run id; without it the run whose server is running", "reboot": "reboot the server first"})
-def check(c: Context, run: str | None = None, reboot: bool = False, json: bool = False) -> None:
+@task(help={"run": "run id; without it the run whose server is running", "level": _LEVEL,
+            "reboot": "reboot the server first"})
+def check(c: Context, run: str | None = None, level: str = "basic", reboot: bool = False, json: bool = False) -> None:
     """Run the checks on a running server; after `--` come pytest's own options."""
     from harness import kept
 
-    settings = _settings()
+    settings, checked = _settings(), Level.named(level)
     _leave(kept.check_again(settings, kept.find(settings, run), Progress(as_json=json),
-                            selection=shlex.split(c.remainder), reboot=reboot))
+                            selection=shlex.split(c.remainder), level=checked, reboot=reboot))
 
 
 @task(help={"run": "run id; without it the latest"})

@@ -17,6 +17,7 @@ from harness.appliance import Appliance
 from harness.cloud import Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
+from harness.levels import Level
 from harness.process import CommandTimedOut, run_logged
 from harness.process import run as run_command
 from harness.results import CheckResult
@@ -31,8 +32,8 @@ _PASSED, _FAILED, _NO_CHECKS = 0, 1, 5
 
 
 def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: Callable[[str], None],
-               deadline: Deadline, selection: Sequence[str] = ()) -> list[CheckResult]:
-    """Run the checks that `appliance` names on `server`; `selection` are further arguments for pytest.
+               deadline: Deadline, selection: Sequence[str] = (), level: Level = Level.BASIC) -> list[CheckResult]:
+    """Run the checks of `level` that `appliance` names on `server`; `selection` are further arguments for pytest.
 
     Writes checks-<phase>.jsonl, junit-<phase>.xml and checks-<phase>.log below the run's directory. A pytest that
     does not come to its end adds a result with outcome error. Raises DescriptionError where there is no such check.
@@ -52,7 +53,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
         sys.executable, "-m", "pytest", "-p", "harness.plugin", *_WITHOUT,
         "-c", _PROJECT / "pyproject.toml", "--rootdir", base, "-o", "addopts=", "--strict-markers", "-v", "--tb=short",
         "--color=no", f"--junitxml={junit}", "-o", f"junit_suite_name={phase}",
-        "--appliance-context", context, *_paths(appliance), *selection]
+        "--appliance-context", context, "--level", level, *_paths(appliance), *selection]
     ended = ""
     code = None
     try:
@@ -61,9 +62,12 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
                           on_line=lambda line: say(_progress(read(results))))
         code = done.returncode
         if code == _NO_CHECKS:
-            raise DescriptionError(f"no check of {appliance.name} is selected by: {' '.join(selection)}" if selection
-                                   else f"{appliance.name} has no checks below {', '.join(appliance.checks)}",
-                                   hint="appliances.yaml, checks; ./inv check -- --collect-only")
+            raise DescriptionError(f"no check of {appliance.name} at level {level} is selected by: "
+                                   f"{' '.join(selection)}" if selection else
+                                   f"{appliance.name} has no checks of level {level} below "
+                                   f"{', '.join(appliance.checks)}",
+                                   hint="appliances.yaml, checks; "
+                                        "./inv check --level acceptance -- --collect-only")
         # pytest writes its JUnit file last; without it, it was ended in the middle, whatever its exit code.
         if code not in (_PASSED, _FAILED) or not junit.exists():
             ended = f"pytest ended with exit code {code}:\n" + "\n".join(done.stdout.splitlines()[-12:])

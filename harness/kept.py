@@ -11,6 +11,7 @@ from harness import appliance as appliances_file
 from harness import reaper
 from harness.cloud.choose import choose
 from harness.errors import CheckFailed, DescriptionError, DialtoneError, ExitCode
+from harness.levels import Level
 from harness.nightly import stoppable, unstoppable
 from harness.progress import Progress
 from harness.report import write as write_report
@@ -35,7 +36,8 @@ def find(settings: Settings, wanted: str | None) -> Run:
     return runs[0]
 
 
-def check_again(settings: Settings, run: Run, progress: Progress, *, selection: Sequence[str], reboot: bool) -> int:
+def check_again(settings: Settings, run: Run, progress: Progress, *, selection: Sequence[str], level: Level,
+                reboot: bool) -> int:
     """Run the checks on the kept server of `run` and write its report anew. Returns the exit code."""
     run.lock()
     cloud = choose(replace(settings, cloud=run.cloud))
@@ -48,7 +50,7 @@ def check_again(settings: Settings, run: Run, progress: Progress, *, selection: 
     first: DialtoneError | None = None
     with stoppable():
         try:
-            passed = work.reboot(servers[0]) if reboot else work.check(servers[0], selection=selection)
+            passed = work.reboot(servers[0], level) if reboot else work.check(servers[0], selection, level)
             if not passed:
                 first = CheckFailed("checks failed")
         except DialtoneError as error:

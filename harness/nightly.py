@@ -11,6 +11,7 @@ from types import FrameType
 from harness.appliance import Appliance
 from harness.cloud import Cloud
 from harness.errors import CheckFailed, DialtoneError, HostError, Interrupted, from_os_error
+from harness.levels import Level
 from harness.process import STOP_SIGNALS
 from harness.progress import Progress
 from harness.report import write as write_report
@@ -107,14 +108,14 @@ def _keeps(keep: str, first: DialtoneError | None) -> bool:
     return keep == "always" or (keep == "failed" and not isinstance(first, Interrupted))
 
 
-def nightly(work: Work, *, force: bool = False) -> None:
+def nightly(work: Work, *, force: bool = False, level: Level = Level.BASIC) -> None:
     """All stages of a night in their order; raises the first failure."""
     work.host()
     image = work.build(force=force)
     work.inspect(image)
     work.gate(image)
     [server] = work.launch(work.upload(image))
-    if not work.check(server):
+    if not work.check(server, level=level):
         raise CheckFailed("checks failed after the first boot")
-    if not work.reboot(server):
+    if not work.reboot(server, level):
         raise CheckFailed("checks failed after the reboot")

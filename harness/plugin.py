@@ -25,6 +25,7 @@ from harness.access.shell import ConnectionLost, Shell, ShellBackend
 from harness.appliance import Appliance
 from harness.cloud import Server
 from harness.errors import DialtoneError, Fault
+from harness.levels import Level
 from harness.voip.ng import NgClient
 
 
@@ -93,12 +94,14 @@ _ENTRY = pytest.StashKey[dict[str, Any]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--appliance-context", type=Path, help="what is to be checked; written by harness.checks")
+    parser.addoption("--level", choices=list(Level), default=Level.BASIC, help="which checks run")
     parser.addoption("--host-backend", choices=["shell", "ssh"], default="shell",
                      help="how `host` runs commands: our one root shell, or testinfra's ssh backend to compare with")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "after(*names): of no use when one of these checks failed: then it is skipped")
+    config.addinivalue_line("markers", "level(name): runs at this --level and above; without it at every level")
     context = config.getoption("--appliance-context")
     if context is None:
         raise pytest.UsageError("appliance checks run by `./inv check`, which knows the server")
@@ -182,8 +185,13 @@ def relay(session: Session) -> Iterator[NgClient]:
         yield client
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Checks that others wait for come first; apart from that the order stays."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Checks of lower levels and those that others wait for come first; apart from that the order stays."""
+    most = Level(config.getoption("--level")).rank
+    higher = [item for item in items if _rank(item) > most]
+    if higher:
+        config.hook.pytest_deselected(items=higher)
+    items[:] = sorted((item for item in items if _rank(item) <= most), key=_rank)
     by_name = {_name(item): item for item in items}
     ordered: dict[pytest.Item, None] = {}
 
@@ -299,6 +307,15 @@ def _infrastructure(error: BaseException) -> bool:
 def _name(item: pytest.Item) -> str:
     """The function's name: checks are told apart by it in `after`."""
     return getattr(item, "originalname", None) or item.name
+
+
+def _rank(item: pytest.Item) -> int:
+    mark = item.get_closest_marker("level")
+    if mark is None:
+        return Level.BASIC.rank
+    if mark.args[0] not in list(Level):
+        raise pytest.UsageError(f"{item.nodeid}: there is no level {mark.args[0]!r}")
+    return Level(mark.args[0]).rank
 
 
 def _after(item: pytest.Item) -> list[str]:

@@ -30,6 +30,7 @@ from harness.image import build as image_build
 from harness.image.build import Image
 from harness.image.finding import expectation
 from harness.image.inspect import inspect as look_into
+from harness.levels import Level
 from harness.progress import Progress
 from harness.run import Run, State, write_whole
 from harness.settings import Settings
@@ -180,30 +181,32 @@ class Work:
         say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
         return ready
 
-    def check(self, server: Server, selection: Sequence[str] = ()) -> bool:
+    def check(self, server: Server, selection: Sequence[str] = (), level: Level = Level.BASIC) -> bool:
         """Run the appliance's checks on a server; True when all passed."""
         with self._stage("check") as say:
-            return self._check(server, FIRST_BOOT, selection, say)
+            return self._check(server, FIRST_BOOT, selection, level, say)
 
-    def reboot(self, server: Server) -> bool:
+    def reboot(self, server: Server, level: Level = Level.BASIC) -> bool:
         """Reboot from inside, wait for another boot_id, and run the checks again."""
         with self._stage("reboot") as say:
             ready = readiness.reboot(self.cloud, self.run, server, Deadline(DEADLINES["reboot"]), say)
             self.run.facts["reboot"] = {"name": server.name, "timings": ready.timings}
-            return self._check(server, AFTER_REBOOT, (), say)
+            return self._check(server, AFTER_REBOOT, (), level, say)
 
-    def _check(self, server: Server, phase: str, selection: Sequence[str], say: Callable[[str], None]) -> bool:
+    def _check(self, server: Server, phase: str, selection: Sequence[str], level: Level,
+               say: Callable[[str], None]) -> bool:
         results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(DEADLINES["check"]),
-                                    selection=selection)
+                                    selection=selection, level=level)
         if self.appliance.conntrack:
             table = plan(self.appliance.conntrack, self.appliance.server.memory)
             self.run.facts["conntrack"] = {"plan": dict(table.sysctls), "live": checks.live_conntrack(self.run, server)}
         red = [r for r in results if r.red]
+        command = "./inv check" + ("" if level is Level.BASIC else f" --level {level}")
         for result in red:
             broken = result.outcome == "error"
             self.fail(stage="check", title=result.title, where=result.id, expected=result.expected, seen=result.seen,
                       because=result.because, console=result.console, message=result.message,
-                      look="./inv ssh", again=f"./inv check -- -k {result.id.rsplit('::', 1)[-1].split('[')[0]}",
+                      look="./inv ssh", again=f"{command} -- -k {result.id.rsplit('::', 1)[-1].split('[')[0]}",
                       fault=Fault.CLOUD if broken else Fault.IMAGE)
         passed = sum(r.outcome == "passed" for r in results)
         skipped = sum(r.outcome == "skipped" for r in results)

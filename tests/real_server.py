@@ -14,6 +14,7 @@ from harness.cloud import Server
 from harness.cloud.local import LocalCloud
 from harness.deadline import Deadline
 from harness.image.build import Image
+from harness.levels import Level
 from harness.progress import Progress
 from harness.results import CheckResult
 from harness.run import Run
@@ -29,13 +30,13 @@ class Booted:
     work: Work
     server: Server
 
-    def red(self, *selection: str) -> list[str]:
+    def red(self, *selection: str, level: Level = Level.BASIC) -> list[str]:
         """Run the checks, all or those that pytest's options select; names of those that are not green, sorted."""
-        return sorted(name(result) for result in self.results(*selection) if result.red)
+        return sorted(name(result) for result in self.results(*selection, level=level) if result.red)
 
-    def results(self, *selection: str) -> list[CheckResult]:
+    def results(self, *selection: str, level: Level = Level.BASIC) -> list[CheckResult]:
         return run_checks(self.work.run, self.server, self.work.appliance, FIRST_BOOT, lambda text: None,
-                          Deadline(600), selection=selection)
+                          Deadline(600), selection=selection, level=level)
 
     def root(self, script: str) -> str:
         """What a script of bash prints that is run as root on the server; it must end well."""

@@ -73,6 +73,8 @@ def test_no_description_at_all(inv: Inv, tmp_path: Path) -> None:
     (("biuld",), ("biuld", "./inv --list")),
     (("build", "--fource"), ("--fource", "./inv --help TASK")),
     (("nightly", "--keep", "sometimes"), ("sometimes", "never, failed, always")),
+    (("nightly", "--level", "deep"), ("--level is 'deep'", "basic or acceptance")),
+    (("check", "--level", "deep"), ("--level is 'deep'", "basic or acceptance")),
     (("nightly", "--cloud", "nimbus"), ("there is no cloud 'nimbus'", "known: local")),
     (("report",), ("there is no run yet", "./inv nightly")),
     (("report", "--run", "nosuch"), ("no run begins with 'nosuch'",)),

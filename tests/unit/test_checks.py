@@ -11,6 +11,7 @@ from harness import checks
 from harness.cloud import Route, RouteKind, Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
+from harness.levels import Level
 from harness.results import CheckResult
 from harness.run import Run
 
@@ -27,14 +28,16 @@ def run(tmp_path: Path) -> Run:
     return Run.create(tmp_path / "runs", "relay", "local")
 
 
-def check(run: Run, source: str, *selection: str, seconds: float = 60) -> list[CheckResult]:
+def check(run: Run, source: str, *selection: str, seconds: float = 60,
+          level: Level = Level.BASIC) -> list[CheckResult]:
     base = run.directory.parent.parent
     (base / "checks" / "test_it.py").write_text(
         '"""Group of checks."""\nimport pytest\nfrom harness.plugin import expect\n' + textwrap.dedent(source))
     described = appliances_file.load(base / "appliances.yaml")["relay"]
     server = Server("server1", "id", "debian", "192.0.2.1", "", (Route(RouteKind.FLOATING_IP, "192.0.2.1"),),
                     base / "console.log")
-    return checks.run_checks(run, server, described, "first boot", lambda text: None, Deadline(seconds), selection)
+    return checks.run_checks(run, server, described, "first boot", lambda text: None, Deadline(seconds), selection,
+                             level)
 
 
 def test_every_outcome_is_told_with_its_reasons(run: Run) -> None:
@@ -150,10 +153,29 @@ def test_a_check_whose_condition_is_not_selected_runs(run: Run) -> None:
 
 
 def test_no_checks_is_a_mistake_and_never_green(run: Run) -> None:
-    with pytest.raises(DescriptionError, match="no check of relay is selected by: -k nothing"):
+    with pytest.raises(DescriptionError, match="no check of relay at level basic is selected by: -k nothing"):
         check(run, "def test_good():\n    pass\n", "-k", "nothing")
     with pytest.raises(DescriptionError, match="has no checks"):
         check(run, "")
+
+
+@pytest.mark.parametrize("level, ran", [
+    (Level.BASIC, ["test_basic"]), (Level.ACCEPTANCE, ["test_basic", "test_call"])])
+def test_each_level_runs_its_own_checks_after_those_before_it(run: Run, level: Level, ran: list[str]) -> None:
+    source = '''
+        @pytest.mark.level("acceptance")
+        def test_call():
+            pass
+
+        def test_basic():
+            pass
+        '''
+    assert [r.title for r in check(run, source, level=level)] == ran
+
+
+def test_checks_of_a_higher_level_alone_are_no_checks(run: Run) -> None:
+    with pytest.raises(DescriptionError, match="has no checks of level basic"):
+        check(run, "@pytest.mark.level('acceptance')\ndef test_call():\n    pass\n")
 
 
 def test_a_place_that_is_not_there_is_a_mistake(run: Run) -> None:
@@ -168,6 +190,7 @@ def test_a_place_that_is_not_there_is_a_mistake(run: Run) -> None:
     ("import os\ndef test_good():\n    pass\ndef test_crash():\n    os._exit(0)\n", "test_crash"),
     ("import os\ndef test_crash():\n    os.abort()\n", "exit code -6"),
     ("def test_good():\n    pass\n@pytest.mark.after('test_it')\ndef test_it():\n    pass\n", "wait for each other"),
+    ("@pytest.mark.level('basics')\ndef test_it():\n    pass\n", "there is no level 'basics'"),
 ])
 def test_a_pytest_that_does_not_come_to_its_end_is_an_error(run: Run, source: str, message: str) -> None:
     results = check(run, source)
