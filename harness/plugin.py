@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
+import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,13 +22,14 @@ import pytest
 from testinfra.host import Host
 
 from harness import appliance as appliances_file
-from harness.access import reach
+from harness.access import namespace, reach
 from harness.access.readiness import tail
 from harness.access.shell import ConnectionLost, Shell, ShellBackend
 from harness.appliance import Appliance
-from harness.cloud import Server
-from harness.errors import DialtoneError, Fault
+from harness.cloud import Route, Server
+from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
+from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient
 
 
@@ -106,6 +110,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if context is None:
         raise pytest.UsageError("appliance checks run by `./inv check`, which knows the server")
     config.stash[_SESSION] = Session.load(context)
+    # A check that is ended at its deadline, or by the user, deletes the calls that it placed first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     config.pluginmanager.register(_Unreadable(config.stash[_SESSION]))
 
 
@@ -185,6 +191,45 @@ def relay(session: Session) -> Iterator[NgClient]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def endpoint_towards(session: Session) -> Iterator[Callable[..., Endpoint]]:
+    """endpoint_towards(address, port=0, tos=0): an RTP endpoint on this side of the route to an address of the server.
+
+    It is on this host, in the router's namespace where the route leads through one, and is closed at the end.
+    """
+    with ExitStack() as opened:
+        def open_one(address: str, **options: Any) -> Endpoint:
+            route = next((route for route in session.server.routes if route.address == address), None)
+            if route is None:
+                raise HostError(f"no route leads to {address} of the server")
+            return opened.enter_context(Endpoint(_own_address(route), open_socket=partial(
+                namespace.open_socket, route.namespace), **options))
+
+        yield open_one
+
+
+def _own_address(route: Route) -> str:
+    """The address of this host, or of the router's namespace on it, that `route` begins at."""
+    if route.gateway:
+        raise HostError(f"media can't be sent through the gateway {route.gateway.host}",
+                        hint="the acceptance level needs a route that begins on this host")
+    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((route.address, 9))
+        except OSError as error:
+            raise HostError(f"no route to {route.address}: {error.strerror}") from error
+        return str(probe.getsockname()[0])
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """seen(text): what was measured; the report shows it of a check that passes, too."""
+    def tell(text: str) -> None:
+        request.node.stash[_ENTRY]["seen"] = text
+
+    return tell
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Checks of lower levels and those that others wait for come first; apart from that the order stays."""
     most = Level(config.getoption("--level")).rank
@@ -234,6 +279,9 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
         if _infrastructure(error):
             # JUnit and pytest's own summary call it an error, not a failure, when it is not from the call.
             report.when = "setup"
+        elif isinstance(error, Mismatch | DialtoneError) and report.when == "setup":
+            # What a fixture measured on behalf of several checks is the image's as much as what a check does.
+            report.when = "call"
         entry["outcome"] = "failed" if report.when == "call" else "error"
         entry |= _explain(error, call.excinfo)
     if call.when == "call" or report.failed:

@@ -8,11 +8,19 @@ costs an emulated server next to nothing, starting a program 0.1 s and more: so 
 from __future__ import annotations
 
 import configparser
+import re
+import time
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
+from harness import acceptance
 from harness.conntrack import plan as conntrack_plan
+from harness.errors import CloudError
+from harness.voip.call import Call, CallResult, placed
+from harness.voip.ng import NgNoAnswer
+from harness.voip.traffic import Health, Traffic
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +98,94 @@ def daemon(read, units, rtpengine):
     for name, value in parser["rtpengine"].items():
         options.setdefault(name, [value])
     return Daemon(pid, options)
+
+
+INSTANCE_DATA = "/run/cloud-init/instance-data.json"
+
+
+@pytest.fixture(scope="session")
+def advertised(read):
+    """The addresses that the server's metadata wants advertised: one, or none."""
+    return re.findall(r'"rtpengine_advertised": *"([^"]*)"', read(INSTANCE_DATA).get(INSTANCE_DATA, ""))[:1]
+
+
+@pytest.fixture(scope="session")
+def media_address(server, advertised):
+    """The relay's address for media, as its clients are to be told."""
+    return advertised[0] if advertised else server.internal_ip
+
+
+@pytest.fixture(scope="session")
+def switchboard(relay):
+    """The relay's control port, to place calls by. A relay that does not answer at all is not the image's fault here:
+    the checks of the service and of the control port, which come before, say what there is to say of the image."""
+    try:
+        relay.ping()
+    except NgNoAnswer as error:
+        raise CloudError(f"no call can be placed: {error.message}") from error
+    return relay
+
+
+@pytest.fixture(scope="session")
+def endpoint(endpoint_towards, media_address):
+    """endpoint(tos=0): an RTP endpoint from which the relay's address for media is reached."""
+    return partial(endpoint_towards, media_address)
+
+
+@pytest.fixture(scope="session")
+def arrived(read):
+    """arrived(): packets that the server's network interfaces have received so far."""
+    return lambda: sum(int(text) for path, text in read("/sys/class/net/*/statistics/rx_packets").items()
+                       if "/lo/" not in path)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Calls that took place at once. Where kernel forwarding is described, `sent` and `forwarded` are of the time after
+    learning: what was sent to each of the relay's ports, and by how much the module's count of it grew.
+
+    `learned` is after how many seconds the module had every port, None where it never did. `totals` is by how much the
+    daemon's own counters grew, over the whole calls.
+    """
+
+    results: list[CallResult]
+    health: list[Health]
+    arrived: int
+    learned: float | None
+    sent: dict[int, int]
+    forwarded: dict[int, int]
+    totals: dict[str, int]
+
+
+CALLS = 10
+LEARNING = 10.0
+"""Seconds at most until every stream is forwarded in the kernel. The daemon takes 3 s to be sure of an endpoint."""
+AFTERWARDS = 4.0
+
+
+@pytest.fixture(scope="session")
+def conversation(switchboard, endpoint, read, arrived, rtpengine):
+    """Ten calls with media both ways: until the kernel forwards them, and some seconds more. Without RTCP, so that the
+    relay's counters are those of what was sent."""
+    file = f"/proc/rtpengine/{rtpengine.table}/list"
+    caller, callee = endpoint(), endpoint()
+    calls = [Call(switchboard, caller, callee) for _ in range(CALLS)]
+    streams = [stream for call in calls for stream in call.streams]
+    before, came = switchboard.statistics()["totalstatistics"], arrived()
+    with placed(calls):
+        learned = None
+        with Traffic(streams, report_every=0) as learning:
+            begin = time.monotonic()
+            while learned is None and time.monotonic() < begin + LEARNING:
+                learning.wait(0.5)
+                known = acceptance.targets(read(file).get(file, ""))
+                if {stream.target[1] for stream in streams} <= set(known):
+                    learned = time.monotonic() - begin
+        counted, packets = acceptance.targets(read(file).get(file, "")), {s: s.sent for s in streams}
+        afterwards = Traffic(streams, report_every=0).run(AFTERWARDS)
+        sent = {stream.target[1]: stream.sent - packets[stream] for stream in streams}
+        forwarded = acceptance.grown(counted, acceptance.targets(read(file).get(file, "")), sent)
+        results = [call.result() for call in calls]
+    after = switchboard.statistics()["totalstatistics"]
+    totals = {name: int(after[name]) - int(before[name]) for name in after if name.startswith("relayedpackets")}
+    return Conversation(results, [learning.health, afterwards], arrived() - came, learned, sent, forwarded, totals)

@@ -1,0 +1,86 @@
+"""What the acceptance checks conclude from measured calls: what was lost and where, and who forwarded the rest."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from harness.errors import CloudError, HostError
+from harness.units import many
+from harness.voip.call import CallResult
+from harness.voip.mediastats import MediaStats
+from harness.voip.traffic import Health
+
+_TARGET = re.compile(r"^local inet[46] \S*:(\d+)$")
+_COUNTED = re.compile(r"^ +stats: +\d+ bytes, +(\d+) packets")
+
+
+def targets(text: str) -> dict[int, int]:
+    """Packets that the kernel forwarded, by the relay's local port, from what /proc/rtpengine/<table>/list holds.
+
+    A target has a line of its own (`local inet4 192.0.2.1:30000`), then indented ones, of which the first with `stats:`
+    is for all that came to it (proc_list_show of the kernel module).
+    """
+    found: dict[int, int] = {}
+    port = None
+    for line in text.splitlines():
+        if begun := _TARGET.match(line):
+            port = int(begun[1])
+        elif port is not None and (counted := _COUNTED.match(line)):
+            found[port], port = int(counted[1]), None
+    return found
+
+
+def grown(before: Mapping[int, int], after: Mapping[int, int], ports: Iterable[int]) -> dict[int, int]:
+    """By how much the counters of `ports` grew; one that is not counted at all is 0."""
+    return {port: after.get(port, 0) - before.get(port, 0) for port in ports}
+
+
+def directions(results: Iterable[CallResult]) -> list[MediaStats]:
+    return [one for result in results for one in (result.to_callee, result.to_caller)]
+
+
+def missing(one: MediaStats) -> int:
+    """Packets of a direction that were lost, but for the very first.
+
+    A stateful firewall before an endpoint (a router's, a security group's) refuses what comes before the endpoint has
+    sent anything itself. Both ends of a call send within one packet interval, so that is one packet at most.
+    """
+    between = one.expected - (one.received - one.duplicates)
+    return between + max(0, one.lost - between - 1)
+
+
+def in_words(results: Sequence[CallResult]) -> str:
+    """Both directions of all calls in a line: packets sent and lost; of MOS, jitter and latency the worst."""
+    every = directions(results)
+    latencies = [one.latency for one in every if one.latency]
+    said = [many(len(results), "call"), f"{sum(one.sent for one in every):,} packets sent",
+            f"{sum(missing(one) for one in every):,} lost", f"MOS {min(one.mos for one in every):.2f}",
+            f"jitter {max(one.jitter_mean for one in every):.2f} ms"]
+    if latencies:
+        said.append(f"latency {statistics.median(one.median for one in latencies):.2f} ms, "
+                    f"99th percentile {max(one.p99 for one in latencies):.2f} ms")
+    return ", ".join(said)
+
+
+def fit(results: Sequence[CallResult], health: Sequence[Health], arrived: int) -> None:
+    """Raise where the figures say nothing about the server: HostError for this host, CloudError for the way to it.
+
+    `arrived` is what the server's network interfaces received meanwhile, of whatever kind.
+    """
+    for one in health:
+        if one.dropped or one.failed:
+            raise HostError(f"the media can't be judged: {one.limit}")
+    every = directions(results)
+    sent = sum(one.sent for one in every)
+    if not any(one.received for one in every) and arrived < sent:
+        raise CloudError(f"no media reached the server: {sent:,} packets were sent to the relay's ports, and the "
+                         f"server's network interface received {arrived:,} of any kind",
+                         hint="do the ports of the appliance (appliances.yaml) have the relay's range?")
+
+
+def cause(results: Sequence[CallResult], arrived: int) -> str:
+    """Why packets are missing, where the server's network interfaces tell; `arrived` as in fit()."""
+    sent = sum(one.sent for one in directions(results))
+    return f"the server's network interface received only {arrived:,} packets" if arrived < sent else ""
