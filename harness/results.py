@@ -10,7 +10,7 @@ class CheckResult:
     """One check in one phase. `outcome` is passed, failed (the image), error (not the image) or skipped.
 
     `expected`, `seen`, `because` and `console` (lines) explain a failure, `message` is what pytest had to say,
-    `reason` why it was skipped; `seconds` covers set-up and tear-down.
+    `reason` why it was skipped; `seconds` covers set-up and tear-down. `seen` of one that passed is what it measured.
     """
 
     id: str

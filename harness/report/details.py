@@ -187,6 +187,10 @@ def _group(name: str, rows: dict[tuple[str, str], dict[str, CheckResult]], boots
                  if (check := by_boot.get(boot)) else tag("td", tag("span", "not run", class_="soft"))
                  for boot in boots]
         body.append(tag("tr", title, *cells, class_=worst))
+        measured = [(f"seen at {boot}" if len(boots) > 1 else "seen", check.seen)
+                    for boot, check in by_boot.items() if check.outcome == "passed" and check.seen]
+        if measured:
+            body.append(_explanation(measured, len(boots) + 1, room))
         skipped = next((check for check in by_boot.values() if check.outcome == "skipped"), None)
         if worst == "skipped" and skipped:
             body.append(_explanation([("reason", skipped.reason or skipped.because)], len(boots) + 1, room))

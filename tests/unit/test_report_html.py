@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -113,6 +114,14 @@ def test_hostile_text_stays_text(tmp_path: Path) -> None:
     source = write(huge(tmp_path)).read_text(encoding="utf-8")
     assert "<script" not in source and "&lt;script&gt;" in source
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", source)
+
+
+def test_what_a_check_that_passed_has_measured_is_shown(tmp_path: Path) -> None:
+    run = green(tmp_path)
+    file = run.directory / "checks-first-boot.jsonl"
+    entry, *rest = file.read_text().splitlines()
+    file.write_text("\n".join([json.dumps({**json.loads(entry), "seen": "10 calls, 0 lost, MOS 4.41"}), *rest, ""]))
+    assert "seen at first boot 10 calls, 0 lost, MOS 4.41" in Page(write(run)).text
 
 
 def test_what_is_left_behind_is_named(tmp_path: Path) -> None:
