@@ -8,7 +8,7 @@ import pytest
 
 from harness import appliance as appliances_file
 from harness import checks
-from harness.cloud import Route, RouteKind, Server
+from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
 from harness.levels import Level
@@ -21,6 +21,9 @@ appliances:
 """
 
 
+ROUTES = (Route(RouteKind.FLOATING_IP, "192.0.2.1"),)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     (tmp_path / "appliances.yaml").write_text(DESCRIPTION)
@@ -29,13 +32,12 @@ def run(tmp_path: Path) -> Run:
 
 
 def check(run: Run, source: str, *selection: str, seconds: float = 60,
-          level: Level = Level.BASIC) -> list[CheckResult]:
+          level: Level = Level.BASIC, routes: tuple[Route, ...] = ROUTES) -> list[CheckResult]:
     base = run.directory.parent.parent
     (base / "checks" / "test_it.py").write_text(
         '"""Group of checks."""\nimport pytest\nfrom harness.plugin import expect\n' + textwrap.dedent(source))
     described = appliances_file.load(base / "appliances.yaml")["relay"]
-    server = Server("server1", "id", "debian", "192.0.2.1", "", (Route(RouteKind.FLOATING_IP, "192.0.2.1"),),
-                    base / "console.log")
+    server = Server("server1", "id", "debian", "192.0.2.1", "", routes, base / "console.log")
     return checks.run_checks(run, server, described, "first boot", lambda text: None, Deadline(seconds), selection,
                              level)
 
@@ -102,6 +104,59 @@ def test_what_is_not_the_images_fault_is_an_error(run: Run) -> None:
         ''')
     assert [r.outcome for r in results] == ["error", "failed", "error"]
     assert 'errors="2" failures="1"' in (run.directory / "junit-first-boot.xml").read_text()
+
+
+def test_what_a_fixture_finds_at_fault_is_a_failure(run: Run) -> None:
+    results = check(run, '''
+        from harness.voip.ng import NgOutOfPorts
+
+        @pytest.fixture
+        def calls():
+            raise NgOutOfPorts("offer", "Ran out of ports")
+
+        @pytest.fixture
+        def measured():
+            expect(False, "100 packets", "99")
+
+        def test_calls(calls):
+            pass
+
+        def test_measured(measured):
+            pass
+        ''')
+    assert [(r.outcome, r.seen) for r in results] == [
+        ("failed", "the relay refused offer: Ran out of ports"), ("failed", "99")]
+    assert 'errors="0" failures="2"' in (run.directory / "junit-first-boot.xml").read_text()
+
+
+def test_what_was_measured_is_told_of_a_check_that_passes(run: Run) -> None:
+    results = check(run, '''
+        def test_good(seen):
+            seen("0 of 100 packets lost")
+
+        def test_bad(seen):
+            seen("1 of 100 packets lost")
+            expect(False, "none lost", "1 lost")
+        ''')
+    assert [(r.outcome, r.seen) for r in results] == [("passed", "0 of 100 packets lost"), ("failed", "1 lost")]
+
+
+def test_an_endpoint_has_the_address_of_its_side_of_the_route(run: Run) -> None:
+    result = check(run, '''
+        def test_endpoint(endpoint_towards):
+            end = endpoint_towards("127.0.0.1", tos=184)
+            assert end.address == "127.0.0.1" and end.rtcp_port == end.port + 1
+        ''', routes=(Route(RouteKind.FLOATING_IP, "127.0.0.1"),))[0]
+    assert result.outcome == "passed", result
+
+
+@pytest.mark.parametrize("route, why", [
+    (Route(RouteKind.FLOATING_IP, "127.0.0.2"), "no route leads to 127.0.0.1"),
+    (Route(RouteKind.NAMESPACE, "127.0.0.1", "nowhere"), "network namespace nowhere"),
+    (Route(RouteKind.JUMP, "127.0.0.1", gateway=Gateway("node")), "can't be sent through the gateway node")])
+def test_a_host_that_media_can_not_be_sent_from_is_an_error(run: Run, route: Route, why: str) -> None:
+    result = check(run, "def test_endpoint(endpoint_towards):\n    endpoint_towards('127.0.0.1')\n", routes=(route,))[0]
+    assert (result.outcome, why in result.seen) == ("error", True), result
 
 
 def test_a_connection_that_stays_lost_is_told_twice_and_not_for_every_check(run: Run) -> None:

@@ -1,0 +1,93 @@
+"""What is concluded from measured calls, here from calls through a relay that loses what it is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness import acceptance
+from harness.errors import CloudError, HostError
+from harness.voip.call import Call, CallResult
+from harness.voip.endpoint import Endpoint
+from harness.voip.ng import NgClient
+from harness.voip.traffic import Health, Traffic
+from tests.relay_double import Faults, relay_double
+
+LIST = """\
+local inet4 10.64.0.10:30000
+    expect inet4 10.64.0.1:51330
+    src mismatch action: drop
+    stats:                12040 bytes,                   70 packets,                    0 errors
+        RTP payload type   0:                12040 bytes,                   71 packets
+    SSRC in: 5d8c00f1
+    output #0
+       src inet4 10.64.0.10:30020
+       dst inet4 10.64.0.1:40486
+local inet6 [fe80::1]:30020
+    stats:                    0 bytes,                    0 packets,                    0 errors
+"""
+WELL = Health(1.0, 100, 0.1, 0, 0.0, 0)
+
+
+def through(faults: Faults) -> CallResult:
+    with relay_double(faults) as relay, NgClient("127.0.0.1", relay.port) as client, Endpoint("127.0.0.1") as caller, \
+            Endpoint("127.0.0.1") as callee, Call(client, caller, callee) as call:
+        Traffic(call.streams, report_every=0).run(0.5, linger=0.1)
+        return call.result()
+
+
+@pytest.fixture(scope="module")
+def whole() -> CallResult:
+    return through(Faults())
+
+
+def test_counters_of_the_kernel_are_read_by_port() -> None:
+    assert acceptance.targets(LIST) == {30000: 70, 30020: 0}
+    assert acceptance.targets("") == {}
+
+
+def test_growth_of_a_port_that_is_not_counted_is_none() -> None:
+    assert acceptance.grown({30000: 70}, {30000: 170, 30002: 5}, [30000, 30002, 30004]) == {
+        30000: 100, 30002: 5, 30004: 0}
+
+
+@pytest.mark.parametrize("lost, missing", [((), 0), ((0,), 0), ((0, 1), 1), ((7,), 1), ((0, 7), 1), ((7, 8, 12), 3)])
+def test_only_the_very_first_packet_may_be_missing(lost: tuple[int, ...], missing: int) -> None:
+    result = through(Faults(lose=lambda number: number in lost))
+    assert [acceptance.missing(one) for one in acceptance.directions([result])] == [missing, missing]
+
+
+def test_a_duplicate_makes_up_for_no_loss() -> None:
+    result = through(Faults(lose=lambda number: number == 7, duplicate=lambda number: number == 9))
+    assert acceptance.missing(result.to_callee) == 1
+
+
+def test_figures_in_a_line(whole: CallResult) -> None:
+    said = acceptance.in_words([whole, whole])
+    assert said.startswith("2 calls, ") and " packets sent, 0 lost, MOS 4." in said
+    assert "jitter " in said and "latency " in said and "99th percentile " in said
+    silent = CallResult(*(replace(one, latency=None) for one in acceptance.directions([whole])))
+    assert "latency" not in acceptance.in_words([silent])
+
+
+def test_figures_of_a_host_that_lost_them_itself_are_not_judged(whole: CallResult) -> None:
+    acceptance.fit([whole], [WELL], 1000)
+    for bad in (replace(WELL, dropped=1), replace(WELL, failed={"EPERM": 3})):
+        with pytest.raises(HostError, match="the media can't be judged"):
+            acceptance.fit([whole], [WELL, bad], 1000)
+
+
+def test_late_packets_are_judged_all_the_same(whole: CallResult) -> None:
+    acceptance.fit([whole], [replace(WELL, late=50, latest=0.1)], 1000)
+
+
+def test_media_that_never_reached_the_server_are_not_its_loss() -> None:
+    nothing = through(Faults(lose=lambda number: True))
+    with pytest.raises(CloudError, match="no media reached the server"):
+        acceptance.fit([nothing], [WELL], 5)
+    acceptance.fit([nothing], [WELL], 1000)
+    some = through(Faults(lose=lambda number: number % 2 == 0))
+    acceptance.fit([some], [WELL], 5)
+    assert acceptance.cause([some], 5) == "the server's network interface received only 5 packets"
+    assert acceptance.cause([some], 1000) == ""
