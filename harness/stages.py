@@ -195,6 +195,7 @@ class Work:
 
     def _check(self, server: Server, phase: str, selection: Sequence[str], level: Level,
                say: Callable[[str], None]) -> bool:
+        self.run.facts["level"] = str(level)
         results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(DEADLINES["check"]),
                                     selection=selection, level=level)
         if self.appliance.conntrack:

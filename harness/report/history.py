@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from harness.report.model import Past, Report
+from harness.report.model import Past, Report, level_of
 from harness.units import octets, seconds
 
 NOISE = 0.10
@@ -36,17 +36,18 @@ class Trend:
 
 
 def trends(report: Report) -> tuple[Trend, ...]:
-    """The figures that this run has; like is compared with like: stages, and whether the image is from the cache."""
+    """The figures that this run has. Like is compared with like: stages, level, whether the image is from the cache."""
     now = _as_past(report)
     alike = [past for past in report.history if past.from_cache == now.from_cache]
-    whole = [past for past in alike if past.stages.keys() == now.stages.keys()]
+    checked = [past for past in report.history if past.level == now.level]
+    whole = [past for past in alike if past in checked and past.stages.keys() == now.stages.keys()]
     found = [
         _trend("whole run", lambda p: sum(p.stages.values()) if p.exit_code == 0 else None, seconds, whole, now),
         _trend("build" + (" (from cache)" if now.from_cache else ""), lambda p: p.stages.get("build"), seconds,
                alike, now),
         _trend("server ready", lambda p: p.ready, seconds, report.history, now),
-        _trend("check", lambda p: p.stages.get("check"), seconds, report.history, now),
-        _trend("reboot", lambda p: p.stages.get("reboot"), seconds, report.history, now),
+        _trend("check", lambda p: p.stages.get("check"), seconds, checked, now),
+        _trend("reboot", lambda p: p.stages.get("reboot"), seconds, checked, now),
         _trend("image size", lambda p: p.size, octets, report.history, now),
     ]
     return tuple(trend for trend in found if trend)
@@ -91,4 +92,4 @@ def _as_past(report: Report) -> Past:
         stages={s.name: s.seconds for s in report.stages if s.seconds is not None and s.outcome == "passed"},
         size=size if isinstance(size, int) else None, from_cache=bool(image.get("from_cache")),
         ready=float(ready) if isinstance(ready, int | float) else None,
-        red=frozenset(check.id for check in report.checks if check.red))
+        red=frozenset(check.id for check in report.checks if check.red), level=level_of(report.facts))

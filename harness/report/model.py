@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.levels import Level
 from harness.report.text import clean, lines, scrub, words
 from harness.results import CheckResult, Finding
 from harness.run import Run, Stage
@@ -73,6 +74,7 @@ class Past:
     from_cache: bool
     ready: float | None
     red: frozenset[str]
+    level: str
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,13 @@ def _past(run: Run) -> Past:
         stages={s.name: s.seconds for s in run.stages if s.seconds is not None and s.outcome == "passed"},
         size=None if size is None else int(size), from_cache=bool(image.get("from_cache")),
         ready=_number(timings.get("ready")),
-        red=frozenset(check.id for check in checks(run.directory) if check.red))
+        red=frozenset(check.id for check in checks(run.directory) if check.red), level=level_of(run.facts))
+
+
+def level_of(facts: dict[str, Any]) -> str:
+    """The level at which a run's checks ran."""
+    level = facts.get("level")
+    return level if isinstance(level, str) else Level.BASIC
 
 
 def _build_log(directory: Path, facts: dict[str, Any]) -> Log | None:

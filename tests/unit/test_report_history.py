@@ -33,6 +33,13 @@ def test_a_build_from_the_cache_is_compared_with_its_like(tmp_path: Path) -> Non
     assert found["image size"].values == (100.0, 100.0, 100.0)
 
 
+def test_checks_are_compared_with_those_of_the_same_level(tmp_path: Path) -> None:
+    for number, level, took in ((1, {}, 20.0), (2, {"level": "acceptance"}, 50.0), (3, {"level": "basic"}, 21.0)):
+        run = make(tmp_path, number, stages=stages(0.0, ("check", took, "passed", "")), **level)
+    found = {trend.name: trend for trend in trends(load(run))}
+    assert found["check"].values == found["whole run"].values == (20.0, 21.0)
+
+
 def test_the_first_run_is_compared_with_nothing(tmp_path: Path) -> None:
     assert {trend.word for trend in trends(load(night(tmp_path, 1, build=60.0)))} == {"nothing to compare with yet"}
 
