@@ -158,7 +158,7 @@ class Conversation:
 
 
 CALLS = 10
-LEARNING = 10.0
+LEARNING = 15.0
 """Seconds at most until every stream is forwarded in the kernel. The daemon takes 3 s to be sure of an endpoint."""
 AFTERWARDS = 4.0
 

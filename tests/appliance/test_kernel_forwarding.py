@@ -9,7 +9,7 @@ pytestmark = [pytest.mark.level("acceptance"), pytest.mark.after("test_ten_calls
 
 def test_forwarded_by_module(conversation, table, seen):
     """once the endpoints are learned every packet is forwarded in the kernel, by the module's own count"""
-    expect(conversation.learned is not None, "every stream in the module's table within 10 s", "it was not")
+    expect(conversation.learned is not None, "every stream in the module's table", "some are not")
     sent, forwarded = conversation.sent, conversation.forwarded
     said = f"{sum(forwarded.values()):,} of {sum(sent.values()):,} packets to {len(sent)} ports"
     seen(f"{said}, {conversation.learned:.1f} s after the first one")
