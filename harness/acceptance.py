@@ -12,6 +12,9 @@ from harness.voip.call import CallResult
 from harness.voip.mediastats import MediaStats
 from harness.voip.traffic import Health
 
+LINGER = 2.0
+"""Seconds without a packet after which no more is waited for: an emulated server stops for some 0.5 s now and then."""
+
 _TARGET = re.compile(r"^local inet[46] \S*:(\d+)$")
 _COUNTED = re.compile(r"^ +stats: +\d+ bytes, +(\d+) packets")
 
@@ -80,7 +83,11 @@ def fit(results: Sequence[CallResult], health: Sequence[Health], arrived: int) -
                          hint="do the ports of the appliance (appliances.yaml) have the relay's range?")
 
 
-def cause(results: Sequence[CallResult], arrived: int) -> str:
-    """Why packets are missing, where the server's network interfaces tell; `arrived` as in fit()."""
+def cause(results: Sequence[CallResult], arrived: int, relayed: int) -> str:
+    """Where packets were lost; `arrived` as in fit(), `relayed` is how many RTP packets the relay counted."""
     sent = sum(one.sent for one in directions(results))
-    return f"the server's network interface received only {arrived:,} packets" if arrived < sent else ""
+    if arrived < sent:
+        return f"the server's network interface received only {arrived:,} packets"
+    if relayed < sent:
+        return f"the relay counted {relayed:,} packets: the others came to the server, and not to the relay"
+    return f"the relay counted {relayed:,} packets: they were lost behind it"

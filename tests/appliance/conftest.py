@@ -181,8 +181,9 @@ def conversation(switchboard, endpoint, read, arrived, rtpengine):
                 known = acceptance.targets(read(file).get(file, ""))
                 if {stream.target[1] for stream in streams} <= set(known):
                     learned = time.monotonic() - begin
+            learning.stop(acceptance.LINGER)
         counted, packets = acceptance.targets(read(file).get(file, "")), {s: s.sent for s in streams}
-        afterwards = Traffic(streams, report_every=0).run(AFTERWARDS)
+        afterwards = Traffic(streams, report_every=0).run(AFTERWARDS, acceptance.LINGER)
         sent = {stream.target[1]: stream.sent - packets[stream] for stream in streams}
         forwarded = acceptance.grown(counted, acceptance.targets(read(file).get(file, "")), sent)
         results = [call.result() for call in calls]

@@ -89,5 +89,7 @@ def test_media_that_never_reached_the_server_are_not_its_loss() -> None:
     acceptance.fit([nothing], [WELL], 1000)
     some = through(Faults(lose=lambda number: number % 2 == 0))
     acceptance.fit([some], [WELL], 5)
-    assert acceptance.cause([some], 5) == "the server's network interface received only 5 packets"
-    assert acceptance.cause([some], 1000) == ""
+    sent = some.to_callee.sent + some.to_caller.sent
+    assert acceptance.cause([some], 5, 5) == "the server's network interface received only 5 packets"
+    assert "came to the server, and not to the relay" in acceptance.cause([some], 1000, sent - 1)
+    assert "lost behind it" in acceptance.cause([some], 1000, sent)
