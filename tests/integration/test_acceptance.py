@@ -1,0 +1,202 @@
+"""The checks of the acceptance level on one real server: each is green, and red where what it proves is broken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from harness.access import namespace
+from harness.appliance import Appliance
+from harness.image.build import Image
+from harness.levels import Level
+from harness.settings import Settings
+from harness.voip.ng import NgClient
+from tests.real_server import Booted, work_in
+
+pytestmark = [pytest.mark.root, pytest.mark.guest]
+
+MEDIA = "udp --dport 30000:40000"
+CONFIGURATION = "/etc/rtpengine/rtpengine.conf"
+
+# Answers "delete" itself, and lets the relay behind it know nothing of it.
+LIAR = r"""
+cat >/run/liar <<'END'
+import socket
+outside, relay = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in "12")
+outside.bind(("0.0.0.0", 2223))
+relay.connect(("127.0.0.1", 2222))
+while True:
+    request, sender = outside.recvfrom(65535)
+    if b"7:command6:delete" in request:
+        answer = request.split(b" ")[0] + b" d6:result2:oke"
+    else:
+        relay.send(request)
+        answer = relay.recv(65535)
+    outside.sendto(answer, sender)
+END
+systemd-run --quiet --unit=liar python3 /run/liar
+"""
+
+
+@dataclass(frozen=True)
+class Control:
+    """`broken` turns the checks `red` red on a running server, others that are selected with them stay `green`;
+    `mended` takes it back."""
+
+    name: str
+    broken: str
+    mended: str
+    red: str
+    green: str = ""
+
+
+def rule(red: str, name: str, words: str) -> Control:
+    """A rule of the server's own firewall, before all others."""
+    return Control(name, f"iptables -w -I INPUT {words}", f"iptables -w -D INPUT {words}", red)
+
+
+def configured(red: str, name: str, script: str, then: str = "", before_mending: str = "") -> Control:
+    """The daemon started anew after `script` changed its configuration."""
+    return Control(name, f"cp {CONFIGURATION} /run/conf; {script}; systemctl restart rtpengine; {then}",
+                   f"{before_mending}; cat /run/conf >{CONFIGURATION}; rm -f /etc/rtpengine/advertised-address; "
+                   "systemctl restart rtpengine".lstrip("; "), red)
+
+
+CONTROLS = [
+    Control("no rule to the module", "iptables -w -D INPUT -p udp -j RTPENGINE --id 0",
+            "iptables -w -I INPUT -p udp -j RTPENGINE --id 0", "test_forwarded_by_module test_forwarded_by_daemon",
+            green="test_ten_calls"),
+    rule("test_one_call", "a packet of a hundred lost, one call",
+         f"-p {MEDIA} -m statistic --mode nth --every 100 --packet 50 -j DROP"),
+    rule("test_ten_calls", "a packet of a hundred lost, ten calls",
+         f"-p {MEDIA} -m statistic --mode nth --every 100 --packet 50 -j DROP"),
+    rule("test_one_call", "media stopped on the server", f"-p {MEDIA} -j DROP"),
+    configured("test_media_address", "another address advertised",
+               "echo 203.0.113.7 >/etc/rtpengine/advertised-address"),
+    configured("test_media_ports", "ports of another range",
+               f"sed -i 's/^port-min.*/port-min = 20000/; s/^port-max.*/port-max = 20999/' {CONFIGURATION}"),
+    configured("test_call_deleted", "a delete that deletes nothing",
+               f"sed -i 's/^listen-ng.*/listen-ng = 127.0.0.1:2222/' {CONFIGURATION}", LIAR, "systemctl stop liar"),
+]
+
+EVERY = ("-m", "level")
+"""Selects the checks that have a level of their own."""
+
+
+@pytest.fixture(scope="module")
+def server(real_settings: Settings, real_appliance: Appliance, real_image: Image) -> Iterator[Booted]:
+    with work_in(real_settings, real_appliance) as work:
+        yield Booted(work, work.launch(work.upload(real_image))[0])
+
+
+def outcomes(server: Booted, *selection: str) -> dict[str, str]:
+    return {result.id.rsplit("::", 1)[-1]: result.outcome
+            for result in server.results(*selection, level=Level.ACCEPTANCE)}
+
+
+@contextmanager
+def broken(server: Booted, control: Control) -> Iterator[None]:
+    server.root(control.broken)
+    try:
+        yield
+    finally:
+        server.root(control.mended)
+
+
+def test_every_check_is_green_and_one_of_the_controls_turns_it_red(server: Booted) -> None:
+    results = server.results(*EVERY, level=Level.ACCEPTANCE)
+    assert [(r.id, r.message) for r in results if r.outcome != "passed"] == []
+    measured = {r.id.rsplit("::", 1)[-1]: r.seen for r in results}
+    for figure in ("packets sent, 0 lost", "MOS ", "jitter ", "latency "):
+        assert figure in measured["test_one_call"] and figure in measured["test_ten_calls"]
+    assert set(measured) == {check for control in CONTROLS for check in control.red.split()}
+
+
+@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
+def test_control(server: Booted, control: Control) -> None:
+    red, green = control.red.split(), control.green.split()
+    with broken(server, control):
+        seen = outcomes(server, "-k", " or ".join([*red, *green]))
+    assert seen == {**dict.fromkeys(red, "failed"), **dict.fromkeys(green, "passed")}
+
+
+def test_a_relay_that_does_not_answer_is_not_the_images_failure(server: Booted) -> None:
+    with broken(server, rule("", "", "-p udp --dport 2223 -j DROP")):
+        results = server.results(*EVERY, level=Level.ACCEPTANCE)
+    assert {result.outcome for result in results} == {"error", "skipped"}
+    assert "no call can be placed: the relay at" in next(r.seen for r in results if r.outcome == "error")
+
+
+@pytest.mark.parametrize("family, hook, why", [
+    ("inet", "output", "could not be sent (EPERM)"), ("bridge", "output", "no media reached the server")])
+def test_media_that_never_gets_to_the_server_is_not_the_images_failure(server: Booted, family: str, hook: str,
+                                                                       why: str) -> None:
+    """Stopped by this host's own firewall, which the sender is told, and on the way, which it is not."""
+    with ruled(server, f"table {family} acceptance {{ chain media {{ type filter hook {hook} priority 0; "
+                       "udp dport 30000-40000 drop; }; }", f"{family} acceptance"):
+        [result] = server.results("-k", "test_one_call", level=Level.ACCEPTANCE)
+    assert (result.outcome, why in result.seen) == ("error", True), result
+
+
+@contextmanager
+def ruled(server: Booted, rules: str, table: str) -> Iterator[None]:
+    """With a table of nftables in the router's namespace, which is gone with the run in any case."""
+    inside = ["ip", "netns", "exec", server.server.routes[0].namespace, "nft"]
+    subprocess.run([*inside, "-f", "-"], input=rules, text=True, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "delete", "table", *table.split()], check=True)
+
+
+def test_calls_of_checks_that_are_ended_are_deleted(server: Booted) -> None:
+    """As at the deadline of the checks, and on Ctrl-C: pytest gets a SIGTERM in the middle of ten calls."""
+    route = server.server.routes[0]
+    seen: list[dict[str, str]] = []
+    checks = threading.Thread(target=lambda: seen.append(outcomes(server, "-k", "test_ten_calls")))
+    with NgClient(route.address, 2223, partial(namespace.open_socket, route.namespace, socket.SOCK_DGRAM)) as relay:
+        checks.start()
+        limit = time.monotonic() + 30
+        while len(relay.calls()) < 10:
+            assert time.monotonic() < limit, "no calls were placed"
+            time.sleep(0.1)
+        os.kill(pytest_of(server), signal.SIGTERM)
+        checks.join(30)
+        assert relay.calls() == []
+    assert list(seen[0].values()) == ["error"], "checks that did not come to their end"
+
+
+def pytest_of(server: Booted) -> int:
+    """The process that runs the checks."""
+    context = os.fspath(server.work.run.directory / "checks-first-boot.context.json")
+    found = [int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/cmdline")
+             if context.encode() in entry.read_bytes().split(b"\0")]
+    [process] = found
+    return process
+
+
+def test_media_goes_to_the_advertised_address(server: Booted) -> None:
+    """A server whose metadata advertise its floating address: the media go by that address's route."""
+    address, file = server.server.floating_ip, "/run/cloud-init/instance-data.json"
+    with broken(server, Control("", f"""\
+            sed '1s/{{/&"rtpengine_advertised": "{address}",/' {file} >/run/data; chmod 600 /run/data
+            mount --bind /run/data {file}; systemctl restart rtpengine""",
+                                f"umount {file}; systemctl restart rtpengine", "")):
+        results = server.results(*EVERY, level=Level.ACCEPTANCE)
+    assert [(r.id, r.message) for r in results if r.outcome != "passed"] == []
+
+
+def test_all_is_green_again(server: Booted) -> None:
+    results = server.results(level=Level.ACCEPTANCE)
+    assert [(r.id, r.message, r.because) for r in results if r.outcome != "passed"] == []
