@@ -24,7 +24,7 @@ from harness.settings import Settings
 from harness.voip.ng import NgClient
 from tests.real_server import Booted, work_in
 
-pytestmark = [pytest.mark.root, pytest.mark.guest]
+pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
 MEDIA = "udp --dport 30000:40000"
 CONFIGURATION = "/etc/rtpengine/rtpengine.conf"
