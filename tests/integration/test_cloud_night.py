@@ -160,20 +160,3 @@ def _host_at(work: Work, server: Server, *options: str) -> str:
         if done.returncode == 0:
             return done.stdout.strip()
         assert not deadline.expired, done.stderr
-
-
-def test_another_projects_things_are_left_alone(cloudy: Settings, before: None, tmp_path: Path) -> None:
-    """What a second project's user has, with names like ours, is there after two sweeps."""
-    from harness import reaper
-
-    other: Any = Api("testcloud-other", cloudy).sdk
-    network = other.network.create_network(name="20200101-000000-relay-0000", description="dialtone:000000000000:x:")
-    try:
-        settings = replace(cloudy, runs=tmp_path / "runs", cache=tmp_path / "cache", cloud="testcloud")
-        settings.cache.mkdir()
-        (settings.cache / "testcloud").symlink_to(cloudy.cache / "testcloud")
-        for _ in range(2):
-            reaper.sweep(settings)
-        assert other.network.get_network(network.id).name == "20200101-000000-relay-0000"
-    finally:
-        other.network.delete_network(network)

@@ -518,6 +518,26 @@ def test_what_a_run_without_directory_left_goes_at_the_second_sighting(
     assert {r.outcome for r in second} == {"removed"}
 
 
+def test_another_projects_things_are_left_alone(cloud: OpenStackCloud, settings: Settings, cloudy: Settings,
+                                                 guest: ImageFile, tmp_path: Path) -> None:
+    """What a second project's user has, made and marked as ours are, is there after a run of ours, and two sweeps."""
+    others = OpenStackCloud(settings, Api("testcloud-other", settings))
+    theirs = Run.create(tmp_path / "theirs", "relay", "testcloud-other")
+    try:
+        [server] = others.launch(theirs, [spec(uploaded(others, theirs, guest))], Deadline(300))
+        there = cloud_inventory.of(cloudy)
+        with run_on(cloud, settings) as run:
+            cloud.launch(run, [spec(uploaded(cloud, run, guest))], Deadline(300))
+        theirs.unlock()
+        for _ in range(2):
+            assert kept.reap(settings, sys.stdout, dry_run=False, older_than=None) == 0
+        assert cloud_inventory.more(there, cloud_inventory.of(cloudy)) == []
+        assert others.alive(theirs, server)
+    finally:
+        left = theirs.journal.remove_outstanding(others.removers)
+    assert left == []
+
+
 def test_a_deletion_that_the_cloud_refuses_is_said(settings: Settings, before: None, guest: ImageFile,
                                                    proxied: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neutron, "_IN_USE", 1.0)
