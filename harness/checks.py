@@ -16,12 +16,13 @@ from harness.access.shell import ConnectionLost
 from harness.appliance import Appliance
 from harness.cloud import Server
 from harness.deadline import Deadline
-from harness.errors import DescriptionError
+from harness.errors import CheckFailed, CloudError, DescriptionError, DialtoneError
 from harness.levels import Level
 from harness.process import CommandTimedOut, run_logged
 from harness.process import run as run_command
 from harness.results import CheckResult
 from harness.run import Run, write_whole
+from harness.units import many
 
 _PROJECT = Path(__file__).resolve().parent.parent
 _WITHOUT = ("-p", "no:pytest11.testinfra", "-p", "no:hypothesispytest", "-p", "no:cacheprovider")
@@ -80,6 +81,17 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
         found.append(CheckResult("pytest", "the checks come to their end", "harness", phase, server.name, "error", 0.0,
                                  message=ended or "pytest left no results"))
     return found
+
+
+def verdict(results: Sequence[CheckResult], phase: str) -> DialtoneError | None:
+    """What red results come to: the image's fault as soon as one check failed; None where none is red.
+
+    Checks that only could not be carried out say nothing about the image.
+    """
+    red = [result for result in results if result.red]
+    if any(result.outcome == "failed" for result in red):
+        return CheckFailed(f"checks failed: {phase}")
+    return CloudError(f"{many(len(red), 'check')} could not be carried out: {phase}") if red else None
 
 
 def read(results: Path) -> list[CheckResult]:

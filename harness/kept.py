@@ -10,7 +10,7 @@ from typing import TextIO
 from harness import appliance as appliances_file
 from harness import reaper
 from harness.cloud.choose import choose
-from harness.errors import CheckFailed, DescriptionError, DialtoneError, ExitCode
+from harness.errors import DescriptionError, DialtoneError, ExitCode
 from harness.levels import Level
 from harness.nightly import stoppable, unstoppable
 from harness.progress import Progress
@@ -50,9 +50,7 @@ def check_again(settings: Settings, run: Run, progress: Progress, *, selection: 
     first: DialtoneError | None = None
     with stoppable():
         try:
-            passed = work.reboot(servers[0], level) if reboot else work.check(servers[0], selection, level)
-            if not passed:
-                first = CheckFailed("checks failed")
+            first = work.reboot(servers[0], level) if reboot else work.check(servers[0], selection, level)
         except DialtoneError as error:
             first = error
             work.fail(stage=error.stage or "check", title=error.message, next=error.hint or "", fault=error.fault,

@@ -10,7 +10,7 @@ from types import FrameType
 
 from harness.appliance import Appliance
 from harness.cloud import Cloud
-from harness.errors import CheckFailed, DialtoneError, HostError, Interrupted, from_os_error
+from harness.errors import DialtoneError, HostError, Interrupted, from_os_error
 from harness.levels import Level
 from harness.process import STOP_SIGNALS
 from harness.progress import Progress
@@ -115,7 +115,7 @@ def nightly(work: Work, *, force: bool = False, level: Level = Level.BASIC) -> N
     work.inspect(image)
     work.gate(image)
     [server] = work.launch(work.upload(image))
-    if not work.check(server, level=level):
-        raise CheckFailed("checks failed after the first boot")
-    if not work.reboot(server, level):
-        raise CheckFailed("checks failed after the reboot")
+    if red := work.check(server, level=level):
+        raise red
+    if red := work.reboot(server, level):
+        raise red

@@ -181,24 +181,25 @@ class Work:
         say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
         return ready
 
-    def check(self, server: Server, selection: Sequence[str] = (), level: Level = Level.BASIC) -> bool:
-        """Run the appliance's checks on a server; True when all passed."""
+    def check(self, server: Server, selection: Sequence[str] = (), level: Level = Level.BASIC
+              ) -> DialtoneError | None:
+        """Run the appliance's checks on a server; what they come to, None when all passed."""
         with self._stage("check") as say:
             return self._check(server, FIRST_BOOT, selection, level, say)
 
-    def reboot(self, server: Server, level: Level = Level.BASIC) -> bool:
-        """Reboot from inside, wait for another boot_id, and run the checks again."""
+    def reboot(self, server: Server, level: Level = Level.BASIC) -> DialtoneError | None:
+        """Reboot from inside, wait for another boot_id, and run the checks again; returns as check()."""
         with self._stage("reboot") as say:
             ready = readiness.reboot(self.cloud, self.run, server, Deadline(DEADLINES["reboot"]), say)
             self.run.facts["reboot"] = {"name": server.name, "timings": ready.timings}
             return self._check(server, AFTER_REBOOT, (), level, say)
 
     def _check(self, server: Server, phase: str, selection: Sequence[str], level: Level,
-               say: Callable[[str], None]) -> bool:
+               say: Callable[[str], None]) -> DialtoneError | None:
         self.run.facts["level"] = str(level)
         results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(DEADLINES["check"]),
                                     selection=selection, level=level)
-        if self.appliance.conntrack:
+        if self.appliance.conntrack and not any(r.outcome == "error" for r in results):
             table = plan(self.appliance.conntrack, self.appliance.server.memory)
             self.run.facts["conntrack"] = {"plan": dict(table.sysctls), "live": checks.live_conntrack(self.run, server)}
         red = [r for r in results if r.red]
@@ -214,7 +215,7 @@ class Work:
         say(f"{passed} passed" + (" again" if phase == AFTER_REBOOT and not red else "")
             + (f", {skipped} skipped" if skipped else "") + (f", {len(red)} FAILED" if red else ""))
         self.run.stages[-1].outcome = "failed" if red else "running"
-        return not red
+        return checks.verdict(results, phase)
 
     def remove(self) -> None:
         """Remove everything that the run made. Raises RemovalError naming what is left."""

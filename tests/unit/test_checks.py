@@ -256,3 +256,11 @@ def test_a_pytest_that_does_not_come_to_its_end_is_an_error(run: Run, source: st
 def test_checks_that_never_end_are_an_error_at_the_deadline(run: Run) -> None:
     last = check(run, "import time\ndef test_long():\n    time.sleep(60)\n", seconds=2)[-1]
     assert last.outcome == "error" and "within 2 s" in last.message
+
+
+@pytest.mark.parametrize(("outcomes", "code"), [
+    (["passed", "skipped"], None), (["passed", "failed"], 1), (["error", "failed"], 1), (["passed", "error"], 7)])
+def test_only_a_check_that_failed_is_held_against_the_image(outcomes: list[str], code: int | None) -> None:
+    results = [CheckResult(str(n), "", "", "first boot", "server1", outcome, 0.0) for n, outcome in enumerate(outcomes)]
+    verdict = checks.verdict(results, "first boot")
+    assert (verdict.exit_code if verdict else None) == code
