@@ -139,7 +139,7 @@ def test_a_red_night_keeps_its_server_for_whoever_looks(inv: Inv, tmp_path: Path
         again = red("check", "--", "-k", "test_red")
         assert again.code == 1 and "test_red.py::test_red" in again.out, again.out
         none = red("check", "--", "-k", "test_of_nothing")
-        assert none.code == 2 and "no check of rtpengine is selected" in none.out, none.out
+        assert none.code == 2 and "no check of rtpengine at level basic is selected" in none.out, none.out
         assert red("reap").code == 0
         assert red("ssh", "--", "true").code == 0, "a server that is kept is not reaped"
         assert leftovers.of(red.settings), "the control: what looks for leftovers sees a running server"
