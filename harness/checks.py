@@ -16,7 +16,7 @@ from harness.access.shell import ConnectionLost
 from harness.appliance import Appliance
 from harness.cloud import Server
 from harness.deadline import Deadline
-from harness.errors import CheckFailed, CloudError, DescriptionError, DialtoneError
+from harness.errors import CheckFailed, CloudError, DescriptionError, DialtoneError, Fault
 from harness.levels import Level
 from harness.process import CommandTimedOut, run_logged
 from harness.process import run as run_command
@@ -84,12 +84,9 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
 
 
 def verdict(results: Sequence[CheckResult], phase: str) -> DialtoneError | None:
-    """What red results come to: the image's fault as soon as one check failed; None where none is red.
-
-    Checks that only could not be carried out say nothing about the image.
-    """
+    """What red results come to: the image's fault as soon as one of them is; None where none is red."""
     red = [result for result in results if result.red]
-    if any(result.outcome == "failed" for result in red):
+    if any(result.fault is Fault.IMAGE for result in red):
         return CheckFailed(f"checks failed: {phase}")
     return CloudError(f"{many(len(red), 'check')} could not be carried out: {phase}") if red else None
 

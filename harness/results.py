@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.errors import Fault
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -30,6 +32,11 @@ class CheckResult:
     @property
     def red(self) -> bool:
         return self.outcome in {"failed", "error"}
+
+    @property
+    def fault(self) -> Fault:
+        """Whose fault a red one is: a check that could not be carried out says nothing about the image."""
+        return Fault.CLOUD if self.outcome == "error" else Fault.IMAGE
 
 
 @dataclass(frozen=True)

@@ -205,11 +205,10 @@ class Work:
         red = [r for r in results if r.red]
         command = "./inv check" + ("" if level is Level.BASIC else f" --level {level}")
         for result in red:
-            broken = result.outcome == "error"
             self.fail(stage="check", title=result.title, where=result.id, expected=result.expected, seen=result.seen,
                       because=result.because, console=result.console, message=result.message,
                       look="./inv ssh", again=f"{command} -- -k {result.id.rsplit('::', 1)[-1].split('[')[0]}",
-                      fault=Fault.CLOUD if broken else Fault.IMAGE)
+                      fault=result.fault)
         passed = sum(r.outcome == "passed" for r in results)
         skipped = sum(r.outcome == "skipped" for r in results)
         say(f"{passed} passed" + (" again" if phase == AFTER_REBOOT and not red else "")

@@ -134,7 +134,7 @@ def _of_check(check: CheckResult) -> Failure:
         title=check.title, stages=(f"check, {check.phase}" if check.phase else "check",), where=check.id,
         expected=check.expected, seen=check.seen or check.message, because=check.because, console=check.console,
         again=f"./inv check -- -k {name}" if name else "", message=check.message,
-        fault=Fault.IMAGE if check.outcome == "failed" else Fault.CLOUD)
+        fault=check.fault)
 
 
 def _fault_of_exit(report: Report) -> str:
