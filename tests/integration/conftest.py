@@ -105,6 +105,13 @@ def booted(real_appliance: Appliance, tmp_path: Path) -> Callable[[Image], Abstr
     return lambda image: server_of(settings, real_appliance, image)
 
 
+@pytest.fixture(scope="module")
+def server(real_settings: Settings, real_appliance: Appliance, real_image: Image) -> Iterator[Booted]:
+    """One running server for all tests of a module."""
+    with work_in(real_settings, real_appliance) as work:
+        yield Booted(work, work.launch(work.upload(real_image))[0])
+
+
 @pytest.fixture(scope="session")
 def testcloud(real_settings: Settings) -> Iterator[Place]:
     """The test cloud of the project's cache, up and well. One that is up already is used, and left as it is."""

@@ -10,24 +10,20 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from harness.access import namespace
-from harness.appliance import Appliance
-from harness.image.build import Image
 from harness.levels import Level
-from harness.settings import Settings
 from harness.voip.ng import NgClient
-from tests.real_server import Booted, work_in
+from tests.controls import CONFIGURATION, Control, broken, configured, outcomes, rule
+from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
 MEDIA = "udp --dport 30000:40000"
-CONFIGURATION = "/etc/rtpengine/rtpengine.conf"
 
 # Answers "delete" itself, and lets the relay behind it know nothing of it.
 LIAR = r"""
@@ -49,30 +45,6 @@ systemd-run --quiet --unit=liar python3 /run/liar
 """
 
 
-@dataclass(frozen=True)
-class Control:
-    """`broken` turns the checks `red` red on a running server, others that are selected with them stay `green`;
-    `mended` takes it back."""
-
-    name: str
-    broken: str
-    mended: str
-    red: str
-    green: str = ""
-
-
-def rule(red: str, name: str, words: str) -> Control:
-    """A rule of the server's own firewall, before all others."""
-    return Control(name, f"iptables -w -I INPUT {words}", f"iptables -w -D INPUT {words}", red)
-
-
-def configured(red: str, name: str, script: str, then: str = "", before_mending: str = "") -> Control:
-    """The daemon started anew after `script` changed its configuration."""
-    return Control(name, f"cp {CONFIGURATION} /run/conf; {script}; systemctl restart rtpengine; {then}",
-                   f"{before_mending}; cat /run/conf >{CONFIGURATION}; rm -f /etc/rtpengine/advertised-address; "
-                   "systemctl restart rtpengine".lstrip("; "), red)
-
-
 CONTROLS = [
     Control("no rule to the module", "iptables -w -D INPUT -p udp -j RTPENGINE --id 0",
             "iptables -w -I INPUT -p udp -j RTPENGINE --id 0", "test_forwarded_by_module test_forwarded_by_daemon",
@@ -92,26 +64,6 @@ CONTROLS = [
 
 EVERY = ("-m", "level")
 """Selects the checks that have a level of their own."""
-
-
-@pytest.fixture(scope="module")
-def server(real_settings: Settings, real_appliance: Appliance, real_image: Image) -> Iterator[Booted]:
-    with work_in(real_settings, real_appliance) as work:
-        yield Booted(work, work.launch(work.upload(real_image))[0])
-
-
-def outcomes(server: Booted, *selection: str) -> dict[str, str]:
-    return {result.id.rsplit("::", 1)[-1]: result.outcome
-            for result in server.results(*selection, level=Level.ACCEPTANCE)}
-
-
-@contextmanager
-def broken(server: Booted, control: Control) -> Iterator[None]:
-    server.root(control.broken)
-    try:
-        yield
-    finally:
-        server.root(control.mended)
 
 
 def test_every_check_is_green_and_one_of_the_controls_turns_it_red(server: Booted) -> None:
