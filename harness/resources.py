@@ -39,6 +39,18 @@ Remover = Callable[[Resource], None]
 """Removes a resource; returns silently where it is already gone, raises HostError or CloudError where it can't."""
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """A remover of what takes a while to go: `begin` asks for it, so that many can go at once; `end` waits for it,
+    and does not depend on `begin`."""
+
+    begin: Remover
+    end: Remover
+
+    def __call__(self, resource: Resource) -> None:
+        self.end(resource)
+
+
 MOUNTS = Path("/proc/self/mounts")
 PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL, and at most until an ended process or a detached device is gone."""

@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import DescriptionError, DialtoneError, HostError, RemovalError, Unreachable
-from harness.resources import Remover, Resource
+from harness.resources import Awaited, Remover, Resource
 
 
 class Journal:
@@ -75,7 +75,9 @@ class Journal:
         """
         left: list[tuple[Resource, DialtoneError]] = []
         silent: dict[str, DialtoneError] = {}
-        for resource in (r for r in self.outstanding() if (r.kind, r.name) not in keep):
+        going = [r for r in self.outstanding() if (r.kind, r.name) not in keep]
+        _begin(going, removers)
+        for resource in going:
             cloud = str(resource.data.get("cloud", ""))
             if cloud in silent:  # each further question would wait as long for no answer
                 left.append((resource, silent[cloud]))
@@ -114,6 +116,17 @@ class Journal:
                 yield json.loads(line)
             except ValueError:
                 continue
+
+
+def _begin(resources: Sequence[Resource], removers: Mapping[str, Remover]) -> None:
+    """Ask for what takes a while. An error is met again, and reported, when its turn comes."""
+    for resource in resources:
+        remover = removers.get(resource.kind)
+        if isinstance(remover, Awaited):
+            try:
+                remover.begin(resource)
+            except DialtoneError:
+                return
 
 
 class State(StrEnum):

@@ -6,8 +6,7 @@ happens next; tags are for people and come after.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,12 +26,9 @@ KINDS = {"os-network": "network", "os-subnet": "subnet", "os-router": "router", 
          "os-floating-ip": "ip", "os-security-group": "security_group",
          "os-security-group-rule": "security_group_rule"}
 """Kinds of resource by openstacksdk's noun. All have a description; rules and floating IPs have no name."""
-_NAMELESS = ("os-floating-ip", "os-security-group-rule")
+NAMELESS = ("os-floating-ip", "os-security-group-rule")
 _REMOVAL_ORDER = ("os-floating-ip", "os-port", "os-security-group-rule", "os-security-group", "os-router", "os-subnet",
                   "os-network")
-
-_IN_USE = 90.0
-"""Seconds for which a deletion is tried that the API refuses because something is still in use."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Neutron:
 
     def external_network(self, name: str) -> str:
         """The id of the network called `name` that floating IPs come from, else the only one. Raises CloudError."""
-        found = _list(self.api, "os-network", is_router_external=True)
+        found = listed(self.api, "os-network", is_router_external=True)
         named = [n for n in found if not name or name in (n.name, n.id)]
         if len(named) == 1:
             return str(named[0].id)
@@ -66,11 +62,11 @@ class Neutron:
 
     def named_network(self, name: str) -> Subnet:
         """The first IPv4 subnet of a network that is there. Raises DescriptionError."""
-        found = [n for n in _list(self.api, "os-network") if name in (n.name, n.id)]
+        found = [n for n in listed(self.api, "os-network") if name in (n.name, n.id)]
         if len(found) != 1:
             raise DescriptionError(f"{self.api.name} has {'no' if not found else 'more than one'} network {name!r}",
                                    hint="network in clouds.yaml: its name or id")
-        subnets = [s for s in _list(self.api, "os-subnet", network_id=found[0].id) if s.ip_version == 4]
+        subnets = [s for s in listed(self.api, "os-subnet", network_id=found[0].id) if s.ip_version == 4]
         if not subnets:
             raise DescriptionError(f"the network {name} has no IPv4 subnet")
         return _subnet(subnets[0])
@@ -83,7 +79,7 @@ class Neutron:
         self.journal.creating(Resource("os-router-interface", self.prefix, self._data()))
 
         def interface() -> Any:
-            return next(iter(_interfaces(self.api, router.id, network.id)), None)
+            return next(iter(interfaces(self.api, router.id, network.id)), None)
 
         def join() -> Any:
             try:
@@ -106,7 +102,7 @@ class Neutron:
 
     def named_group(self, name: str, rules: Sequence[security.Rule], deadline: Deadline) -> str:
         """The id of a group that is there; of `rules` only what it lacks is added. Raises DescriptionError."""
-        found = [g for g in _list(self.api, "os-security-group") if name in (g.name, g.id)]
+        found = [g for g in listed(self.api, "os-security-group") if name in (g.name, g.id)]
         if len(found) != 1:
             raise DescriptionError(f"{self.api.name} has {'no' if not found else 'more than one'} security group "
                                    f"{name!r}", hint="security_group in clouds.yaml: its name or id")
@@ -129,13 +125,13 @@ class Neutron:
         wanted = [f"{self.prefix}-{name}" for name in names]
         for name in wanted:
             self.journal.creating(Resource("os-port", name, self._data()))
-        known = {p.name: p for p in _list(self.api, "os-port", description=self.mark)}
+        known = {p.name: p for p in listed(self.api, "os-port", description=self.mark)}
         lacking = [{"name": name, "description": self.mark, "network_id": subnet.network,
                     "fixed_ips": [{"subnet_id": subnet.id}], "security_groups": [group]}
                    for name in wanted if name not in known]
 
         def find() -> list[Any] | None:
-            made = [p for p in _list(self.api, "os-port", description=self.mark) if p.name not in known]
+            made = [p for p in listed(self.api, "os-port", description=self.mark) if p.name not in known]
             return made if len(made) == len(lacking) else None
 
         if lacking:
@@ -159,24 +155,24 @@ class Neutron:
 
     def port_id(self, name: str) -> str:
         """The id of the run's port called `name`. Raises CloudError."""
-        found = _list(self.api, "os-port", name=f"{self.prefix}-{name}", description=self.mark)
+        found = listed(self.api, "os-port", name=f"{self.prefix}-{name}", description=self.mark)
         if not found:
             raise CloudError(f"{self.api.name} has no port {self.prefix}-{name}")
         return str(found[0].id)
 
     def move_floating_ip(self, address: str, port: str | None) -> None:
         """Associate a floating IP with another port, or with none."""
-        found = _list(self.api, "os-floating-ip", floating_ip_address=address)
+        found = listed(self.api, "os-floating-ip", floating_ip_address=address)
         if not found:
             raise CloudError(f"{self.api.name} has no floating IP {address}")
         self.api.get(f"moving {address}", lambda: self.api.sdk.network.update_ip(found[0], port_id=port))
 
     def routers_of(self, subnet: Subnet) -> list[Interface]:
         """Every router with an interface in the subnet."""
-        ports = [p for p in _list(self.api, "os-port", network_id=subnet.network)
+        ports = [p for p in listed(self.api, "os-port", network_id=subnet.network)
                  if p.device_owner in INTERFACES and any(f["subnet_id"] == subnet.id for f in p.fixed_ips)]
         # A router of another project is seen by its port only: it can't be asked whether it has a gateway.
-        external = {r.id: bool(r.external_gateway_info) for r in _list(self.api, "os-router")}
+        external = {r.id: bool(r.external_gateway_info) for r in listed(self.api, "os-router")}
         return [Interface(p.device_id, next(f["ip_address"] for f in p.fixed_ips if f["subnet_id"] == subnet.id),
                           external.get(p.device_id, False)) for p in ports]
 
@@ -201,7 +197,7 @@ class Neutron:
         """The run's one resource of that name: journaled, then found or made."""
         full = f"{self.prefix}-{name}" if name else self.prefix
         self.journal.creating(Resource(kind, full, self._data()))
-        found = _list(self.api, kind, name=full, description=self.mark)
+        found = listed(self.api, kind, name=full, description=self.mark)
         if found:
             return found[0]
         made = self._make(kind, f"{kind.removeprefix('os-')} {full}", {"name": full, "description": self.mark},
@@ -212,27 +208,11 @@ class Neutron:
     def _make(self, kind: str, what: str, query: Mapping[str, str], body: Mapping[str, Any],
               deadline: Deadline) -> Any:
         create = getattr(self.api.sdk.network, f"create_{KINDS[kind]}")
-        return self.api.create(what, lambda: next(iter(_list(self.api, kind, **query)), None),
+        return self.api.create(what, lambda: next(iter(listed(self.api, kind, **query)), None),
                                lambda: create(**body), deadline)
 
     def _data(self) -> dict[str, str]:
         return {"cloud": self.api.name, "mark": self.mark}
-
-
-def remove(api: Api, resource: Resource) -> None:
-    """Delete what a run made by its name (description, where the API knows no name). Raises CloudError.
-
-    What is still in use is tried again for a while: its users are going.
-    """
-    mark = str(resource.data["mark"])
-    if resource.kind == "os-router-interface":
-        _remove_interfaces(api, resource.name, mark)
-        return
-    query = {"description": resource.name} if resource.kind in _NAMELESS else {
-        "name": resource.name, "description": mark}
-    delete = getattr(api.sdk.network, f"delete_{KINDS[resource.kind]}")
-    for entry in _list(api, resource.kind, **query):
-        patiently(partial(api.get, f"deleting {resource}", partial(delete, entry, ignore_missing=True)))
 
 
 def of_owner(api: Api, mark_prefix: str) -> list[tuple[str, str, str]]:
@@ -242,12 +222,12 @@ def of_owner(api: Api, mark_prefix: str) -> list[tuple[str, str, str]]:
     """
     found = []
     for kind in _REMOVAL_ORDER:
-        for entry in _list(api, kind):
+        for entry in listed(api, kind):
             description = entry.description or ""
             if description.startswith(mark_prefix):
                 if kind == "os-router":
                     found.append(("os-router-interface", str(entry.name), description))
-                found.append((kind, description if kind in _NAMELESS else str(entry.name), description))
+                found.append((kind, description if kind in NAMELESS else str(entry.name), description))
     return found
 
 
@@ -266,42 +246,15 @@ def quota(api: Api, project: str) -> list[Limit]:
             for what, d in details.items() if isinstance(d, dict)]
 
 
-def patiently(action: Callable[[], object]) -> None:
-    """Do `action` until the API no longer answers that something is in use (409). Raises Refused at the end."""
-    limit = Deadline(_IN_USE)
-    while True:
-        try:
-            action()
-            return
-        except Refused as error:
-            if error.status != 409 or limit.expired:
-                raise
-        time.sleep(1.0)
-
-
-def _remove_interfaces(api: Api, name: str, mark: str) -> None:
-    for router in _list(api, "os-router", name=name, description=mark):
-        for port in _interfaces(api, router.id):
-            patiently(partial(_remove_interface, api, router, str(port.id)))
-
-
-def _remove_interface(api: Api, router: Any, port: str) -> None:
-    try:
-        api.get("the router's interface", lambda: api.sdk.network.remove_interface_from_router(router, port=port))
-    except Refused as error:
-        if error.status != 404:
-            raise
-
-
-def _interfaces(api: Api, router: str, network: str | None = None) -> list[Any]:
+def interfaces(api: Api, router: str, network: str | None = None) -> list[Any]:
     query = {"device_id": router} | ({"network_id": network} if network else {})
-    return [p for p in _list(api, "os-port", **query) if p.device_owner in INTERFACES]
+    return [p for p in listed(api, "os-port", **query) if p.device_owner in INTERFACES]
 
 
 def _subnet(entry: Any) -> Subnet:
     return Subnet(entry.network_id, entry.id, entry.gateway_ip or "", entry.cidr)
 
 
-def _list(api: Api, kind: str, **query: Any) -> list[Any]:
-    listed = getattr(api.sdk.network, f"{KINDS[kind]}s")
-    return api.get(f"the {KINDS[kind].replace('_', ' ')}s", lambda: list(listed(**query)))
+def listed(api: Api, kind: str, **query: Any) -> list[Any]:
+    find = getattr(api.sdk.network, f"{KINDS[kind]}s")
+    return api.get(f"the {KINDS[kind].replace('_', ' ')}s", lambda: list(find(**query)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from openstack.exceptions import NotFoundException
@@ -20,8 +20,6 @@ OWNER, RUN = "dialtone_owner", "dialtone_run"
 """Keys of a server's metadata that say whose it is."""
 _EXPLAINED = 10.0
 """Seconds for which the reason of an ERROR is waited for."""
-_GONE = 180.0
-"""Seconds that a server may take to be gone after it was asked to."""
 
 
 @dataclass(frozen=True)
@@ -139,29 +137,13 @@ def console_url(api: Api, server: str) -> str:
     raise Refused(f"{api.name} shows no console by address", 501, hint="the console's log is what it offers")
 
 
-def delete_server(api: Api, name: str, run_id: str) -> None:
-    """Delete every server of the run with that name, and wait until it is gone. Raises CloudError."""
-    limit = Deadline(_GONE)
-    asked: set[str] = set()
-    while True:
-        found = [s for s in states(api, run_id) if s.name == name and s.status != "DELETED"]
-        if not found:
-            return
-        for state in found:
-            if state.id not in asked:
-                asked.add(state.id)
-                api.get(f"deleting server {name}", partial(_delete, api, state.id))
-        if limit.expired:
-            raise CloudError(f"{api.name}: the server {name} is {found[0].status} still, {_GONE:.0f} s after it was "
-                             "deleted", hint="./inv reap tries again")
-        time.sleep(1.0)
+def delete_server(api: Api, state: State) -> None:
+    """Ask for a server's end; it is gone when states() no longer has it."""
+    def delete() -> None:
+        with suppress(NotFoundException):
+            api.sdk.compute.delete_server(state.id, ignore_missing=True)
 
-
-def _delete(api: Api, server: str) -> None:
-    try:
-        api.sdk.compute.delete_server(server, ignore_missing=True)
-    except NotFoundException:
-        return
+    api.get(f"deleting server {state.name}", delete)
 
 
 def delete_key_pair(api: Api, name: str) -> None:

@@ -32,6 +32,7 @@ from harness.cloud import (
 from harness.cloud.api import Api
 from harness.cloud.neutron import Neutron, Subnet
 from harness.cloud.ownership import Mark, find, owner
+from harness.cloud.removal import Removal
 from harness.deadline import Deadline
 from harness.errors import CloudError, DescriptionError
 from harness.resources import REMOVERS, Remover, Resource
@@ -65,9 +66,8 @@ class OpenStackCloud:
 
     @property
     def removers(self) -> Mapping[str, Remover]:
-        kinds = dict.fromkeys((*neutron.KINDS, "os-router-interface"), self._remove_of_network)
-        return {**REMOVERS, **kinds, "os-server": self._remove_server, "os-key-pair": self._remove_key_pair,
-                "os-image": self._remove_image}
+        """For one pass: what they list is listed once."""
+        return {**REMOVERS, **Removal(self.api).removers}
 
     def describe(self) -> str:
         return f"{self.name} (OpenStack{', ' + self.api.region if self.api.region else ''})"
@@ -120,9 +120,10 @@ class OpenStackCloud:
         nova.import_key_pair(self.api, key_pair, specs[0].public_key, deadline)
         ports = network.ports([spec.name for spec in specs], subnet, self._group(network, specs, deadline), deadline)
         flavor = self._flavor(Need(specs[0].memory, specs[0].cpus, specs[0].disk, len(specs)))
+        addresses = [network.floating_ip(spec.name, external, str(port.id), deadline)
+                     for spec, port in zip(specs, ports, strict=True)]
         requested = []
-        for spec, port in zip(specs, ports, strict=True):
-            floating = network.floating_ip(spec.name, external, str(port.id), deadline)
+        for spec, port, floating in zip(specs, ports, addresses, strict=True):
             name = f"{run.id}-{spec.name}"
             run.journal.creating(Resource("os-server", name, {"cloud": self.name, "run": run.id}))
             identity = nova.create_server(self.api, name, self._attributes(run, spec, flavor, key_pair, str(port.id)),
@@ -272,18 +273,6 @@ class OpenStackCloud:
 
     def _facts(self) -> dict[str, Any]:
         return {"name": self.name, "region": self.api.region}
-
-    def _remove_of_network(self, resource: Resource) -> None:
-        neutron.remove(self.api, resource)
-
-    def _remove_server(self, resource: Resource) -> None:
-        nova.delete_server(self.api, resource.name, str(resource.data["run"]))
-
-    def _remove_key_pair(self, resource: Resource) -> None:
-        nova.delete_key_pair(self.api, resource.name)
-
-    def _remove_image(self, resource: Resource) -> None:
-        glance.release(self.api, resource.name, str(resource.data["run"]))
 
 
 def merged(known: str, fetched: str) -> str:

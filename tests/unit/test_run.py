@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import BuildError, DescriptionError, HostError, RemovalError
-from harness.resources import Resource
+from harness.resources import Awaited, Resource
 from harness.run import Journal, Run, State, find_run, write_whole
 
 
@@ -102,6 +102,23 @@ def test_removal_goes_on_after_a_refusal_and_says_what_is_left(journal):
     assert {r.name: type(e) for r, e in left} == {"m": HostError, "broken": RemovalError, "stubborn": HostError}
     assert _names(journal.outstanding()) == ["m", "broken", "stubborn"]
     assert journal.remove_outstanding({"path": removed.append, "moonbeam": removed.append}) == []
+    assert journal.outstanding() == []
+
+
+def test_what_takes_a_while_is_begun_together_before_it_is_waited_for(journal):
+    done: list[str] = []
+
+    def begin(resource: Resource) -> None:
+        done.append(f"begin {resource.name}")
+        if resource.name == "refused":
+            raise HostError("not now")
+
+    slow = Awaited(begin, lambda resource: done.append(f"end {resource.name}"))
+    for name in ("never asked", "refused", "first"):
+        journal.creating(Resource("server", name))
+    journal.creating(Resource("path", "quick"))
+    assert journal.remove_outstanding({"server": slow, "path": lambda resource: done.append(resource.name)}) == []
+    assert done == ["begin first", "begin refused", "quick", "end first", "end refused", "end never asked"]
     assert journal.outstanding() == []
 
 
