@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.errors import Fault
+from harness.levels import Level
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class CheckResult:
     def fault(self) -> Fault:
         """Whose fault a red one is: a check that could not be carried out says nothing about the image."""
         return Fault.CLOUD if self.outcome == "error" else Fault.IMAGE
+
+    def again(self, level: str) -> str:
+        """The command that repeats it, in all its variants, at the level that it ran at."""
+        function = self.id.rsplit("::", 1)[-1].split("[")[0]
+        return "./inv check" + (f" --level {level}" if level != Level.BASIC else "") + f" -- -k {function}"
 
 
 @dataclass(frozen=True)

@@ -203,12 +203,10 @@ class Work:
             table = plan(self.appliance.conntrack, self.appliance.server.memory)
             self.run.facts["conntrack"] = {"plan": dict(table.sysctls), "live": checks.live_conntrack(self.run, server)}
         red = [r for r in results if r.red]
-        command = "./inv check" + ("" if level is Level.BASIC else f" --level {level}")
         for result in red:
             self.fail(stage="check", title=result.title, where=result.id, expected=result.expected, seen=result.seen,
                       because=result.because, console=result.console, message=result.message,
-                      look="./inv ssh", again=f"{command} -- -k {result.id.rsplit('::', 1)[-1].split('[')[0]}",
-                      fault=result.fault)
+                      look="./inv ssh", again=result.again(level), fault=result.fault)
         passed = sum(r.outcome == "passed" for r in results)
         skipped = sum(r.outcome == "skipped" for r in results)
         say(f"{passed} passed" + (" again" if phase == AFTER_REBOOT and not red else "")

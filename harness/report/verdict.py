@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from harness.errors import ExitCode, Fault
-from harness.report.model import Failure, Report
+from harness.report.model import Failure, Report, level_of
 from harness.report.text import clip, words
 from harness.results import CheckResult
 from harness.units import many
@@ -90,7 +90,7 @@ def phases(report: Report) -> tuple[str, ...]:
 def _failures(report: Report) -> Iterable[Failure]:
     """What the run told of its failures, then what its files show and it didn't tell; equal ones merged."""
     told_at = {failure.where for failure in report.told} | {failure.title for failure in report.told}
-    derived = [_of_check(check) for check in report.checks
+    derived = [_of_check(check, level_of(report.facts)) for check in report.checks
                if check.red and check.id not in told_at and check.title not in told_at]
     derived += [Failure(f.title, ("inspect",), expected=f.expected, seen=f.seen, because=f.because, next=f.hint,
                         fault=Fault.IMAGE)
@@ -128,13 +128,11 @@ def _by_cause(failures: Iterable[Failure]) -> Iterable[Failure]:
     return merged.values()
 
 
-def _of_check(check: CheckResult) -> Failure:
-    name = check.id.rsplit("::", 1)[-1].split("[")[0]
+def _of_check(check: CheckResult, level: str) -> Failure:
     return Failure(
         title=check.title, stages=(f"check, {check.phase}" if check.phase else "check",), where=check.id,
         expected=check.expected, seen=check.seen or check.message, because=check.because, console=check.console,
-        again=f"./inv check -- -k {name}" if name else "", message=check.message,
-        fault=check.fault)
+        again=check.again(level) if check.id else "", message=check.message, fault=check.fault)
 
 
 def _fault_of_exit(report: Report) -> str:
