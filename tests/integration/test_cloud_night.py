@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from harness.access import reach, readiness, ssh_config
+from harness.access import keys, reach, readiness, ssh_config
 from harness.appliance import Appliance
-from harness.cloud import Server
+from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.cloud.api import Api
 from harness.cloud.openstack import OpenStackCloud
 from harness.deadline import Deadline
@@ -124,6 +124,7 @@ def test_two_servers_an_address_that_moves_and_a_port_that_closes(work: Work, re
     one, two = work.launch(image, "one", "two")
     assert _host_at(work, one) != _host_at(work, two)
     name_of_two = _host_at(work, two)
+    _checks_by_jump_host(work, one, two)
     cloud.move_floating_ip(work.run, one, two)
     assert _host_at(work, two, "-o", f"HostName={one.floating_ip}") == name_of_two
     # The pinned host keys tell as well: the address answers with the other server's key from now on.
@@ -144,6 +145,23 @@ def test_two_servers_an_address_that_moves_and_a_port_that_closes(work: Work, re
     closed = work.check(two, ("-k", "test_machine_id"))
     assert closed, "the checks reach a server whose port 22 is closed"
     assert closed.exit_code == 7, "and that is not the image's fault"
+
+
+def _checks_by_jump_host(work: Work, jump: Server, server: Server) -> None:
+    """SSH and the relay's control protocol by way of another server, whose host key has to be a known one."""
+    gateway = Gateway(jump.floating_ip, jump.user, identity_file=str(work.run.directory / "ssh_key"),
+                      known_hosts=str(keys.known_hosts(work.run)))
+    for known in (True, False):
+        through = gateway if known else replace(gateway, known_hosts=os.devnull)
+        by_jump = replace(server, routes=(Route(RouteKind.JUMP, server.internal_ip, gateway=through),))
+        readiness.disconnect(work.run, server)
+        ssh_config.write(work.run, [jump, by_jump])
+        red = Booted(work, by_jump).red("-k", "test_ng_ping or test_machine_id")
+        assert (red == []) is known, red
+        subprocess.run(["ssh", "-F", ssh_config.path(work.run), "-O", "exit", ssh_config.gateway_alias(through)],
+                       capture_output=True)
+    readiness.disconnect(work.run, server)
+    ssh_config.write(work.run, [jump, server])
 
 
 def _ssh(work: Work, alias: str, *options: str) -> subprocess.CompletedProcess[str]:
