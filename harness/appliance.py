@@ -58,7 +58,7 @@ class Rtpengine:
 
 @dataclass(frozen=True)
 class ConntrackGoal:
-    """What the connection tracking table is sized for."""
+    """What the connection tracking table is sized for; with `stateless` the relay's ports are not tracked at all."""
 
     calls: int
     legs: int = 2
@@ -66,6 +66,7 @@ class ConntrackGoal:
     headroom: float = 2.0
     udp_timeout: int = 30
     udp_timeout_stream: int = 120
+    stateless: bool = False
 
 
 @dataclass(frozen=True)
@@ -271,6 +272,9 @@ def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
             yield (f"{document.at(elements)}: {_dotted(elements)}: "
                    f"the element {name} and the section {name} need each other")
     if relay is None:
+        if appliance.conntrack and appliance.conntrack.stateless:
+            here = (*path, "conntrack", "stateless")
+            yield f"{document.at(here)}: {_dotted(here)}: there is no relay whose ports could be left untracked"
         return
     if relay.port_min >= relay.port_max:
         here = (*path, "rtpengine", "port_max")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -83,8 +83,8 @@ class ConntrackPlan:
 
 
 def entries_per_call(goal: ConntrackGoal) -> int:
-    """One ASSURED entry for each leg, and another where RTCP has a port of its own."""
-    return goal.legs * (2 if goal.rtcp else 1)
+    """One ASSURED entry for each leg, and another where RTCP has a port of its own; none where media is not tracked."""
+    return 0 if goal.stateless else goal.legs * (2 if goal.rtcp else 1)
 
 
 def most_calls(goal: ConntrackGoal, memory_mib: int) -> int:
@@ -216,6 +216,13 @@ def _direction(words: Mapping[str, str]) -> Direction:
         return int(words[key]) if key in words else None
 
     return Direction(words["src"], words["dst"], number("sport"), number("dport"), number("packets"), number("bytes"))
+
+
+def of_sockets(entries: Iterable[Entry], sockets: Collection[tuple[str, int]]) -> list[Entry]:
+    """The UDP entries of which one of `sockets` (address, port) is an end."""
+    return [entry for entry in entries if entry.protocol == "udp" and (
+        (entry.original.source, entry.original.source_port) in sockets
+        or (entry.original.destination, entry.original.destination_port) in sockets)]
 
 
 def by_protocol(entries: Iterable[Entry]) -> Counter[str]:

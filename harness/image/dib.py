@@ -102,6 +102,8 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
             "DIB_CONNTRACK_SYSCTLS": " ".join(f"{k}={v}" for k, v in sorted(table.sysctls.items()) if k not in own),
         }
     relay = appliance.rtpengine
+    if relay and appliance.conntrack and appliance.conntrack.stateless:
+        variables["DIB_CONNTRACK_NOTRACK"] = f"{relay.port_min}-{relay.port_max}"
     if relay:
         variables |= {
             "DIB_RTPENGINE_TABLE": str(relay.table), "DIB_RTPENGINE_NO_FALLBACK": str(int(relay.no_fallback)),

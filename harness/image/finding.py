@@ -28,6 +28,7 @@ class Expectation:
     limit: int
     relay: Rtpengine | None
     conntrack: conntrack.ConntrackPlan | None
+    stateless: bool
 
 
 IMAGE_LIMIT = 300_000_000
@@ -45,6 +46,7 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
         limit=IMAGE_LIMIT,
         relay=appliance.rtpengine,
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),
+        stateless=goal is not None and goal.stateless,
     )
 
 

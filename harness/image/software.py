@@ -17,6 +17,7 @@ DAEMON = "/usr/sbin/rtpengine"
 EXTENSION = "libxt_RTPENGINE.so"
 LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 LOG = "/var/log/rtpengine.log"
+NOTRACK = "/etc/conntrack/notrack.rules"
 _REBUILD = "./inv build --force builds it again"
 
 
@@ -192,6 +193,15 @@ def conntrack_sysctls(root: Root, expect: Expectation) -> Seen:
     return _compared(wanted, configuration.sysctls(root), "the plan and the files in /etc/sysctl.d disagree")
 
 
+def untracked_ports(root: Root, expect: Expectation) -> Seen:
+    assert expect.conntrack
+    wanted = f"{expect.relay.port_min}:{expect.relay.port_max}" if expect.relay and expect.stateless else "none"
+    rules = root.text(NOTRACK) if "conntrack-notrack.service" in configuration.enabled_units(root) else ""
+    seen = dict.fromkeys(re.findall(r"-p udp .*--[ds]port (\S+) -j CT --notrack$", rules, re.MULTILINE))
+    return equal(wanted, few(seen) or "none",
+                 hint="conntrack.stateless in appliances.yaml says whether the relay's ports are tracked")
+
+
 def datasources(root: Root, expect: Expectation) -> Seen:
     seen = configuration.cloud_init(root).get("datasource_list")
     return equal(", ".join(expect.datasources), ", ".join(map(str, seen)) if isinstance(seen, list) else str(seen),
@@ -237,4 +247,5 @@ CONNTRACK_CHECKS = (
     Check("nf_conntrack is loaded before its settings", conntrack_module),
     Check("conntrack hash size as planned", conntrack_buckets),
     Check("conntrack settings as planned", conntrack_sysctls),
+    Check("UDP ports without connection tracking as described", untracked_ports),
 )

@@ -122,6 +122,13 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, complaint):
     assert len(lines) == 1
 
 
+def test_ports_that_are_not_tracked_need_a_relay(tmp_path):
+    text = GOOD[:GOOD.index("    rtpengine:")] + "    conntrack: {calls: 100, stateless: true}\n"
+    assert _complaints(tmp_path, text.replace(", rtpengine]", "]")) == [
+        "appliances.yaml:7:29: appliances.relay.conntrack.stateless: there is no relay whose ports could be left "
+        "untracked"]
+
+
 def test_all_mistakes_are_named_in_their_order(tmp_path):
     text = GOOD.replace("release: bookworm", "release: sarge").replace("calls: 100", "calls: 0")
     assert [line.split(":")[1] for line in _complaints(tmp_path, text)] == ["4", "19"]

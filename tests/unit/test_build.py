@@ -75,6 +75,7 @@ def test_the_key_changes_with_what_the_image_depends_on(
         replace(relay, image_mirror="http://mirror.example/debian"),
         replace(relay, elements=("voip-appliance", "rtpengine"), conntrack=None),
         replace(relay, conntrack=replace(relay.conntrack, calls=4000)),
+        replace(relay, conntrack=replace(relay.conntrack, stateless=True)),
         replace(relay, rtpengine=replace(relay.rtpengine, table=1)),
         replace(relay, rtpengine=replace(relay.rtpengine, sources=(source,))),
     ]
@@ -180,6 +181,13 @@ def test_the_conntrack_plan_reaches_the_element(relay: Appliance) -> None:
     assert variables["DIB_CONNTRACK_MAX"] == variables["DIB_CONNTRACK_BUCKETS"] == "40448"
     assert "nf_conntrack_max" not in variables["DIB_CONNTRACK_SYSCTLS"]
     assert "net.netfilter.nf_conntrack_udp_timeout_stream=120" in variables["DIB_CONNTRACK_SYSCTLS"].split()
+
+
+def test_the_relays_ports_reach_the_element_where_they_are_not_tracked(relay: Appliance) -> None:
+    assert relay.conntrack
+    assert "DIB_CONNTRACK_NOTRACK" not in dib.settings_of(relay, KERNEL)
+    variables = dib.settings_of(replace(relay, conntrack=replace(relay.conntrack, stateless=True)), KERNEL)
+    assert (variables["DIB_CONNTRACK_NOTRACK"], variables["DIB_CONNTRACK_MAX"]) == ("30000-40000", "1024")
 
 
 def test_the_exact_kernel_of_a_meta_package(state: Offering) -> None:

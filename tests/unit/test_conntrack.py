@@ -45,6 +45,12 @@ def test_entries_per_call(legs: int, rtcp: bool, entries: int) -> None:
     assert conntrack.entries_per_call(ConntrackGoal(calls=1, legs=legs, rtcp=rtcp)) == entries
 
 
+def test_a_stateless_goal_is_sized_without_its_calls() -> None:
+    goal = ConntrackGoal(calls=10**7, stateless=True)
+    assert conntrack.entries_per_call(goal) == 0
+    assert conntrack.plan(goal, 256).max == conntrack.plan(ConntrackGoal(calls=1), 256).max == 1024
+
+
 def test_every_key_is_set_or_explained_once() -> None:
     plan = conntrack.plan(ConntrackGoal(calls=1), 1024)
     old = {f"net.netfilter.nf_conntrack_{key}" for key in OLD_KEYS} | {"net.nf_conntrack_max"}
@@ -120,6 +126,13 @@ def test_proc_entries() -> None:
     assert offloaded.timeout is None and "OFFLOAD" in offloaded.flags
     assert ping.original.source_port is None
     assert conntrack.by_protocol([media, unreplied, ssh, offloaded, ping]) == {"udp": 2, "tcp": 2, "icmp": 1}
+
+
+def test_entries_of_sockets() -> None:
+    media, unreplied, _, _, _ = entries = conntrack.parse_entries(PROC)
+    assert conntrack.of_sockets(entries, {("10.0.0.9", 30000)}) == [media], "by its destination"
+    assert conntrack.of_sockets(entries, {("fd00::1", 5060)}) == [unreplied], "by its source"
+    assert conntrack.of_sockets(entries, {("10.0.0.9", 40000), ("10.0.0.9", 22)}) == [], "a stranger, and TCP"
 
 
 def test_entries_of_the_conntrack_program() -> None:

@@ -63,6 +63,9 @@ def mask(unit: str) -> Defect:
 STATUS = "var/lib/dpkg/status"
 RTPENGINE_CONF = "etc/rtpengine/rtpengine.conf"
 WANTS = "etc/systemd/system/multi-user.target.wants"
+NOTRACK = write("etc/conntrack/notrack.rules", "*raw\n-A PREROUTING -p udp -m udp --dport 30000:40000 -j CT --notrack\n"
+                "-A OUTPUT -p udp -m udp --sport 30000:40000 -j CT --notrack\nCOMMIT\n")
+
 DEFECTS: list[tuple[str, str, Defect]] = [
     ("exactly one kernel", "a second kernel", write("boot/vmlinuz-6.1.0-98-cloud-amd64", "")),
     ("the boot menu starts that kernel", "another kernel's entry",
@@ -111,6 +114,9 @@ DEFECTS: list[tuple[str, str, Defect]] = [
      write("usr/lib/sysctl.d/99-other.conf", "net.netfilter.nf_conntrack_max=262144\n")),
     ("conntrack settings as planned", "a key missing",
      change("etc/sysctl.d/60-conntrack.conf", "net.netfilter.nf_conntrack_udp_timeout = 30\n", "")),
+    ("UDP ports without connection tracking as described", "some, not asked for",
+     lambda root: [write("etc/systemd/system/conntrack-notrack.service", "[Unit]\n")(root), NOTRACK(root),
+                   small_image.enable(root, "conntrack-notrack.service")]),
     ("no SSH host keys", "a key", write("etc/ssh/ssh_host_ed25519_key", "x")),
     ("machine-id is empty", "an identity", write("etc/machine-id", "0123456789abcdef0123456789abcdef\n")),
     ("machine-id is empty", "uninitialized", write("etc/machine-id", "uninitialized\n")),
@@ -202,6 +208,20 @@ def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
     change(RTPENGINE_CONF, "table = 0", "table = -1")(tree)
     remove("etc/modules-load.d/rtpengine.conf")(tree)
     assert red(look(tree, expectation(wanted, KERNEL))) == []
+
+
+def test_the_relays_ports_without_connection_tracking(tree: Path) -> None:
+    plain = small_image.appliance()
+    assert plain.conntrack
+    wanted = replace(plain, conntrack=replace(plain.conntrack, stateless=True))
+    title = "UDP ports without connection tracking as described"
+    assert f"{title}: none" in red(look(tree, expectation(wanted, KERNEL)))
+    write("etc/systemd/system/conntrack-notrack.service", "[Unit]\n")(tree)
+    small_image.enable(tree, "conntrack-notrack.service")
+    NOTRACK(tree)
+    assert not any(line.startswith(title) for line in red(look(tree, expectation(wanted, KERNEL))))
+    change("etc/conntrack/notrack.rules", "sport 30000:40000", "sport 30000:39999")(tree)
+    assert f"{title}: 30000:40000, 30000:39999" in red(look(tree, expectation(wanted, KERNEL)))
 
 
 def test_an_appliance_without_relay_is_not_searched_for_one(tree: Path) -> None:
