@@ -17,6 +17,7 @@ import pytest
 
 from harness import acceptance
 from harness.conntrack import plan as conntrack_plan
+from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
 from harness.voip.call import Call, CallResult, placed
 from harness.voip.ng import NgNoAnswer
@@ -57,6 +58,19 @@ def plan(appliance):
     if appliance.conntrack is None:
         pytest.skip("the appliance has no conntrack section")
     return conntrack_plan(appliance.conntrack, appliance.server.memory)
+
+
+@pytest.fixture(scope="session")
+def losses(host, read):
+    """losses(): what the tracking table has lost since boot."""
+    file = "/proc/net/stat/nf_conntrack"
+    return lambda: Losses.of(read(file)[file], host.check_output("dmesg"))
+
+
+@pytest.fixture(scope="session")
+def provoked(read):
+    """provoked(): how much of it a check has provoked on purpose."""
+    return lambda: Losses.from_json(read(PROVOKED).get(PROVOKED, ""))
 
 
 @pytest.fixture(scope="session")

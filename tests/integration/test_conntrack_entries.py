@@ -1,16 +1,19 @@
-"""The parsers read what this host's kernel prints, in a network namespace of the test's own."""
+"""What this host's kernel prints is read, and its table filled, in a network namespace of the test's own."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness import conntrack
+from harness.conntrack_full import FILLER, Filled
 from tests.conftest import lacking
 
 pytestmark = pytest.mark.root
@@ -34,19 +37,25 @@ client = socket.create_connection(("127.0.0.1", 2225))
 read = lambda path: pathlib.Path(path).read_text()
 print(json.dumps([read("/proc/net/nf_conntrack"), read("/proc/net/stat/nf_conntrack")]))
 """
-SETUP = ("ip link set lo up && nft add table inet t && nft 'add chain inet t c { type filter hook input priority 0; }' "
-         "&& nft add rule inet t c ct state new accept && exec \"$0\" -c \"$1\"")
+SETUP = ("ip link set lo up && nft add table inet t && "
+         "nft 'add chain inet t c { type filter hook output priority 0; }' && "
+         "nft add rule inet t c ct state new $RULE && exec \"$0\" -c \"$@\"")
+
+
+def in_namespace(rule: str, program: str, *arguments: str | os.PathLike[str]) -> str:
+    """What `program` prints where `rule` is what becomes of a new flow."""
+    for needed in ("nft", "unshare", "ip"):
+        if not shutil.which(needed):
+            lacking(f"the program {needed}")
+    done = subprocess.run(["unshare", "--net", "sh", "-c", SETUP, sys.executable, program, *arguments],
+                          capture_output=True, text=True, env={**os.environ, "RULE": rule})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def seen() -> list[Any]:
-    for program in ("nft", "unshare", "ip"):
-        if not shutil.which(program):
-            lacking(f"the program {program}")
-    done = subprocess.run(["unshare", "--net", "sh", "-c", SETUP, sys.executable, PROGRAM],
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout)
+    found: list[Any] = json.loads(in_namespace("accept", PROGRAM))
     return found
 
 
@@ -66,3 +75,13 @@ def test_statistics_of_this_kernel(seen: list[Any]) -> None:
     totals = conntrack.parse_proc_statistics(seen[1])
     assert totals["entries"] == len(conntrack.parse_entries(seen[0]))
     assert totals["drop"] == totals["early_drop"] == 0
+
+
+def test_the_filler_keeps_assured_flows_until_no_further_one_is_let_in(tmp_path: Path) -> None:
+    """A rule stands for the table's limit, which is no namespace's own."""
+    state = tmp_path / "state"
+    program = FILLER.read_text() + "    print(Path('/proc/net/nf_conntrack').read_text())\n"
+    entries = conntrack.parse_entries(in_namespace("ct count over 100 drop", program, "5", state))
+    filled = Filled.from_json(state.read_text())
+    assert (filled.flows, filled.full) == (100, True) and filled.refused > 200
+    assert len(entries) == 100 and all(entry.assured for entry in entries)

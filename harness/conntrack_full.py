@@ -1,0 +1,55 @@
+"""A full connection tracking table: what the kernel counts and says of it, and the program that fills one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.conntrack import parse_proc_statistics, table_full
+
+PROVOKED = "/run/dialtone-conntrack-provoked.json"
+"""Where a check that fills the table on purpose notes what that did: gone at the next boot, as the counters are."""
+FILLER = Path(__file__).with_name("conntrack_filler.py")
+"""Runs on the server, see there."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a table lost since boot: packets dropped because it was full, entries evicted to make room (never an ASSURED
+    one), and how often the kernel said so; it limits the rate of these lines, and drops many packets a line."""
+
+    drop: int = 0
+    early_drop: int = 0
+    told: int = 0
+
+    @classmethod
+    def of(cls, statistics: str, log: str) -> Losses:
+        """`statistics` is what /proc/net/stat/nf_conntrack holds, `log` the kernel log."""
+        counters = parse_proc_statistics(statistics)
+        return cls(counters["drop"], counters["early_drop"], len(table_full(log)))
+
+    @classmethod
+    def from_json(cls, text: str) -> Losses:
+        """None at all for an empty text."""
+        return cls(**json.loads(text or "{}"))
+
+    def __add__(self, other: Losses) -> Losses:
+        return Losses(self.drop + other.drop, self.early_drop + other.early_drop, self.told + other.told)
+
+    def __sub__(self, other: Losses) -> Losses:
+        return Losses(self.drop - other.drop, self.early_drop - other.early_drop, self.told - other.told)
+
+
+@dataclass(frozen=True)
+class Filled:
+    """How far the filler is: the `flows` that it keeps alive, how many new ones were `refused` so far, and whether the
+    table is `full`: all flows assured, and no further one let in."""
+
+    flows: int = 0
+    refused: int = 0
+    full: bool = False
+
+    @classmethod
+    def from_json(cls, text: str) -> Filled:
+        return cls(**json.loads(text or "{}"))

@@ -1,0 +1,227 @@
+"""Connection tracking under calls."""
+
+import json
+import shlex
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+import pytest
+
+from harness import acceptance
+from harness.conntrack import entries_per_call, of_sockets, parse_entries
+from harness.conntrack_full import FILLER, PROVOKED, Filled, Losses
+from harness.plugin import expect
+from harness.units import many
+from harness.voip.call import Call, CallResult, placed
+from harness.voip.traffic import Traffic
+
+pytestmark = [pytest.mark.level("acceptance"),
+              pytest.mark.after("test_one_call", "test_conntrack_loaded_at_boot", "test_conntrack_entries_readable")]
+
+ENTRIES = "/proc/net/nf_conntrack"
+STATISTICS = "/proc/net/stat/nf_conntrack"
+
+# Nothing is tracked where no rule asks for it. This one asks, and does nothing to any packet.
+RULE = "iptables -w -t mangle {} PREROUTING -m conntrack --ctstate INVALID"
+
+
+@contextmanager
+def tracked(host, address):
+    """With connection tracking at work. Its entries of `address`, where our endpoints are, are deleted afterwards."""
+    host.check_output(RULE.format("-I"))
+    try:
+        yield
+    finally:
+        host.run(f"{RULE.format('-D')}; conntrack -D -p udp -s {address}; conntrack -D -p udp -d {address}")
+
+
+@pytest.fixture(scope="module")
+def entries(read):
+    """entries(): what is tracked now. To read the list takes expired entries off it, which else may take a minute."""
+    return lambda: parse_entries(read(ENTRIES)[ENTRIES])
+
+
+CALLS = 10
+SECONDS = 4.0
+"""Until every entry is assured: more than two seconds after its first packet, RTCP's too, which comes once a second."""
+
+
+def test_entries_of_calls(switchboard, endpoint, host, entries, arrived, appliance, plan, server, seen):
+    """calls take the entries that the table was sized for"""
+    goal = replace(appliance.conntrack, legs=2)  # of each of these calls
+    caller, callee, before = endpoint(), endpoint(), arrived()
+    calls = [Call(switchboard, caller, callee) for _ in range(CALLS)]
+    with tracked(host, caller.address), placed(calls):
+        streams = [stream for call in calls for stream in call.streams]
+        with Traffic(streams, report_every=1.0 if goal.rtcp else 0) as traffic:
+            traffic.wait(SECONDS)
+            known = entries()
+        results = [call.result() for call in calls]
+    acceptance.fit(results, [traffic.health], arrived() - before)
+    # What the server sees are its own addresses, not the advertised one.
+    hosts = {server.internal_ip, *(stream.target[0] for stream in streams)}
+    rtp, rtcp = ({(host, port) for host in hosts for port in ports} for ports in (
+        {stream.target[1] for stream in streams}, {stream.rtcp_target[1] for stream in streams}))
+    of_rtp, of_rtcp = of_sockets(known, rtp), of_sockets(known, rtcp)
+    found, wanted = [*of_rtp, *of_rtcp], CALLS * entries_per_call(goal)
+    assured = sum(entry.assured for entry in found)
+    said = f"{len(of_rtp)} entries of RTP and {len(of_rtcp)} of RTCP, {assured} of them assured"
+    each = entries_per_call(goal)
+    seen(f"{many(CALLS, 'call')}: {said}" + (f"; the table has room for {plan.max // each:,} such" if each else ""))
+    expect(len(found) == assured == wanted,
+           f"{wanted} entries, {each} a call, all assured" if each else "no entry of the media", said)
+
+
+@dataclass(frozen=True)
+class Siege:
+    """A table that was small and full for a while. `known` are calls that it had entries of before, and that went on
+    all the time, `newcomer` one whose media began when it was full, `later` one that began when it had drained.
+    `losses` is what the table lost while the newcomer was refused, `told` how often the kernel said so since it was
+    filled. `left` are the filler's flows that were still there `seconds` after its end."""
+
+    size: int
+    filled: Filled
+    losses: Losses
+    told: int
+    newcomer: CallResult
+    known: list[CallResult]
+    later: CallResult
+    left: int
+    seconds: float
+
+
+SIZE = 256
+BUCKETS = 512
+"""A page of them: the fewest that the kernel makes. Eviction looks into eight buckets: they must not be empty."""
+TIMEOUT = 4
+"""Seconds until an assured entry is forgotten, so that the table drains soon."""
+KNOWN = 3
+AHEAD = 2.0
+"""Seconds by which the known calls begin before the table is filled: that takes more than two seconds, too."""
+FILLING = 30.0
+STATE = "/run/dialtone-conntrack-filler.json"
+
+
+@pytest.fixture(scope="module")
+def siege(switchboard, endpoint, host, read, entries, arrived, losses, provoked, appliance, plan):
+    """Fills the table, made small for that: see Siege."""
+    if appliance.conntrack.stateless:
+        pytest.skip("media takes no entries where it is not tracked")
+    ends = [(endpoint(), endpoint()) for _ in range(3)]
+    known = [Call(switchboard, *ends[0]) for _ in range(KNOWN)]
+    newcomer, later = (Call(switchboard, *pair) for pair in ends[1:])
+    streams = [stream for call in known for stream in call.streams]
+    before = arrived()
+    with placed([*known, newcomer, later]), tracked(host, ends[0][0].address), noted(host, losses, provoked), \
+            in_force(host, read, max=SIZE + len(entries()), buckets=BUCKETS, udp_timeout_stream=TIMEOUT):
+        with Traffic(streams, report_every=1.0) as traffic:
+            traffic.wait(AHEAD)
+            empty = losses()
+            with filler(host, read) as state:
+                wait(FILLING, lambda: state().full)
+                filled, full = state(), losses()
+                came = arrived() - sum(stream.sent for stream in streams)
+                refused = Traffic(newcomer.streams, report_every=0).run(1.5, linger=1.0)
+                came = arrived() - sum(stream.sent for stream in streams) - came
+                after = losses()
+            begin = time.monotonic()
+            wait(TIMEOUT + 10.0, lambda: not filling(entries()))
+            seconds, left = time.monotonic() - begin, len(filling(entries()))
+            welcome = Traffic(later.streams, report_every=0).run(1.5, acceptance.LINGER)
+            traffic.stop(acceptance.LINGER)
+        results = [call.result() for call in known]
+        acceptance.fit([newcomer.result()], [refused], came)
+        acceptance.fit([*results, later.result()], [traffic.health, welcome], arrived() - before)
+        return Siege(SIZE, filled, after - full, (after - empty).told, newcomer.result(), results, later.result(), left,
+                     seconds)
+
+
+def test_full_table_refuses(siege, seen):
+    """a table full of assured entries refuses a new call's media, and counts what it refuses"""
+    flows, drop = siege.filled.flows, siege.losses.drop
+    ways = acceptance.directions([siege.newcomer])
+    sent, received = sum(one.sent for one in ways), sum(one.received for one in ways)
+    seen(f"full with {flows} flows; {received} of {sent} packets of a new call passed, {drop} drops, "
+         f"{siege.losses.early_drop} early drops")
+    expect(siege.filled.full, f"a table of {siege.size} entries filled", f"{flows} flows, and further ones are let in")
+    expect(received == 0, "no packet of a new call", f"{received} of {sent}")
+    expect(drop >= sent, f"{sent} drops or more counted", drop)
+
+
+@pytest.mark.after("test_full_table_refuses")
+def test_full_table_spares(siege, seen):
+    """calls that the table knew before it was full lose nothing"""
+    said = acceptance.in_words(siege.known)
+    seen(said)
+    lost = sum(acceptance.missing(one) for one in acceptance.directions(siege.known))
+    expect(lost == 0, "every packet received at the other end", said)
+
+
+@pytest.mark.after("test_full_table_refuses")
+def test_full_table_told(siege, seen):
+    """the kernel says that the table is full"""
+    seen(many(siege.told, "line"))
+    expect(siege.told > 0, '"table full, dropping packet" in the kernel log', "no such line")
+
+
+@pytest.mark.after("test_full_table_refuses")
+def test_full_table_drains(siege, seen):
+    """a table that was full drains, and new calls pass again"""
+    said = acceptance.in_words([siege.later])
+    seen(f"empty after {siege.seconds:.1f} s; then {said}")
+    expect(siege.left == 0, f"no flow left {TIMEOUT} s after its last packet",
+           f"{many(siege.left, 'flow')} after {siege.seconds:.0f} s")
+    lost = sum(acceptance.missing(one) for one in acceptance.directions([siege.later]))
+    expect(lost == 0, "every packet of a new call", said)
+
+
+@contextmanager
+def in_force(host, read, **values):
+    """With other settings of net.netfilter, by the names that they have after nf_conntrack_."""
+    def write(settings):
+        host.check_output("sysctl -q -w " + " ".join(
+            f"net.netfilter.nf_conntrack_{key}={value}" for key, value in settings.items()))
+
+    files = {key: f"/proc/sys/net/netfilter/nf_conntrack_{key}" for key in values}
+    before = {key: read(file)[file].strip() for key, file in files.items()}
+    try:
+        write(values)
+        yield
+    finally:
+        write(before)
+
+
+@contextmanager
+def noted(host, losses, provoked):
+    """What the table loses inside is known to be on purpose: test_conntrack_never_full reads the note."""
+    before = losses()
+    try:
+        yield
+    finally:
+        note = shlex.quote(json.dumps(asdict(provoked() + losses() - before)))
+        host.check_output(f"echo {note} >{PROVOKED}")
+
+
+@contextmanager
+def filler(host, read):
+    """With the filler at work on the server; state() is how far it is. It would end by itself, too."""
+    program = shlex.quote(FILLER.read_text(encoding="utf-8"))
+    number = host.check_output(f"rm -f {STATE}; python3 -c {program} {2 * FILLING} {STATE} >/dev/null 2>&1 & echo $!")
+    try:
+        yield lambda: Filled.from_json(read(STATE).get(STATE, ""))
+    finally:
+        host.run(f"kill {number}; rm -f {STATE}")
+
+
+def filling(entries):
+    """Those of the filler's flows; a name server's on loopback are not assured."""
+    return [entry for entry in entries if entry.protocol == "udp" and entry.assured
+            and entry.original.source == entry.original.destination == "127.0.0.1"]
+
+
+def wait(seconds, condition):
+    """Until `condition` holds, `seconds` at most."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.3)

@@ -1,0 +1,30 @@
+"""What a full table counts and says."""
+
+from __future__ import annotations
+
+import ast
+import sys
+
+from harness.conntrack_full import FILLER, Filled, Losses
+
+STATISTICS = "entries drop early_drop\n00000100 00000010 00000001\n00000100 00000001 00000000\n"
+LOG = "[1.0] nf_conntrack: nf_conntrack: table full, dropping packet\n[2.0] net_ratelimit: 9 callbacks suppressed\n"
+
+
+def test_losses() -> None:
+    lost = Losses.of(STATISTICS, LOG)
+    assert lost == Losses(drop=17, early_drop=1, told=1)
+    assert lost + Losses(drop=1) - lost == Losses(drop=1)
+    assert Losses.from_json("") == Losses()
+    assert Losses.from_json('{"drop": 17, "early_drop": 1, "told": 1}') == lost
+
+
+def test_state_of_the_filler() -> None:
+    assert Filled.from_json("") == Filled(0, 0, False)
+    assert Filled.from_json('{"flows": 240, "refused": 200, "full": true}') == Filled(240, 200, True)
+
+
+def test_the_filler_needs_nothing_but_python() -> None:
+    imported = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
+                for node in ast.walk(ast.parse(FILLER.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)}
+    assert {str(name).split(".")[0] for name in imported} <= sys.stdlib_module_names
