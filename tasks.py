@@ -241,6 +241,29 @@ def status(c: Context) -> None:
     _leave(testcloud.report(_settings(), sys.stdout))
 
 
-_TESTCLOUD = Collection("testcloud", up, down, status)
-namespace = Collection(*(value for name, value in list(globals().items())
-                         if isinstance(value, Task) and name not in _TESTCLOUD.tasks), _TESTCLOUD)
+@task(default=True, help={"run": "run id; without it the run whose server is running",
+                          "json": "print one JSON object"})
+def show(c: Context, run: str | None = None, json: bool = False) -> None:
+    """Compare the running server's connection tracking table with its plan."""
+    from harness import conntrack_server
+
+    _, chosen, server = _only_server(run)
+    conntrack_server.show(chosen, server, _appliance(_settings(), chosen.appliance), Progress(as_json=json))
+
+
+@task(name="set", help={"setting": "KEY=VALUE, as max=65536", "live": "until the next boot; the default",
+                        "bake": "now and at every boot", "run": "run id; without it the run whose server is running"})
+def change(c: Context, setting: str, live: bool = False, bake: bool = False, run: str | None = None) -> None:
+    """Change a connection tracking setting of the running server, and say how to take it back."""
+    from harness import conntrack_server
+
+    if live and bake:
+        raise DescriptionError("--live and --bake exclude each other", hint="--bake changes it now, too")
+    _, chosen, server = _only_server(run)
+    conntrack_server.change(chosen, server, _appliance(_settings(), chosen.appliance), setting, Progress(), bake=bake)
+
+
+_COLLECTIONS = (Collection("testcloud", up, down, status), Collection("conntrack", show, change))
+_COLLECTED = [each for collection in _COLLECTIONS for each in collection.tasks.values()]
+namespace = Collection(*(value for value in list(globals().values())
+                         if isinstance(value, Task) and value not in _COLLECTED), *_COLLECTIONS)

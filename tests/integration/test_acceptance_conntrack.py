@@ -91,7 +91,15 @@ def test_a_live_change_ends_with_the_next_boot_and_a_baked_one_stays(server: Boo
     for taken_back in back:
         assert inv(*taken_back, *run).code == 0
     as_planned(inv("conntrack", *run))
-    assert server.root("ls /etc/sysctl.d/70* /etc/modprobe.d/nf_* 2>&1 || true").count("No such file") == 2
+    server.root("test ! -e /etc/sysctl.d/70-conntrack.conf")
+
+
+def test_a_change_that_can_t_be_kept_is_not_made(server: Booted, real_settings: Settings) -> None:
+    before, in_the_way = live(server), "/etc/sysctl.d/70-conntrack.conf.new"
+    with broken(server, Control("", f"mkdir {in_the_way}", f"rmdir {in_the_way}", "")):
+        ended = Inv(real_settings.runs.parent)("conntrack.set", "udp_timeout=45", "--bake", "--run", server.work.run.id)
+    assert (ended.code, "70-conntrack.conf can't be written on server1" in ended.out) == (1, True), ended.out
+    assert live(server) == before
 
 
 def as_planned(shown: Ended) -> None:
