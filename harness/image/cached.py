@@ -54,13 +54,15 @@ def used(place: Path) -> Path:
 
 
 def prune(directory: Path, *, keep: int, prefix: str = "", idle: float = 24 * 3600.0) -> None:
-    """Remove what is whole in `directory` and begins with `prefix`, except the `keep` that were used last.
+    """Remove what is whole in `directory` and named `prefix` and a key, except the `keep` that were used last.
 
     What was used within the last `idle` seconds stays: another run may be using it.
     """
     if not directory.is_dir():
         return
-    whole = [p for p in directory.iterdir() if p.is_dir() and p.name.startswith(prefix) and ".part-" not in p.name]
+    # A key has no dash: `relay-` is not for what belongs to `relay-redis-`.
+    whole = [p for p in directory.iterdir()
+             if p.is_dir() and p.name.startswith(prefix) and "-" not in p.name.removeprefix(prefix)]
     newest = sorted(whole, key=lambda p: p.stat().st_mtime, reverse=True)
     for place in newest[keep:]:
         if time.time() - place.stat().st_mtime > idle:
