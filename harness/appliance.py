@@ -20,6 +20,9 @@ from harness.errors import DescriptionError
 
 SOURCE_KINDS = ("git", "tarball", "debian-source", "debian-packages")
 
+OWN_REDIS = "127.0.0.1:6379/1"
+"""The Redis on the appliance, and the database of it that has the calls."""
+
 
 @dataclass(frozen=True)
 class SourceSpec:
@@ -53,7 +56,18 @@ class Rtpengine:
     ng_port: int = 2223
     log_level: int = 6
     log_facility: str = "local1"
-    redis: bool = False
+    redis: bool | str = False
+    """True: one on the appliance; a text: elsewhere, HOST:PORT/DATABASE."""
+
+    @property
+    def redis_endpoint(self) -> str:
+        """As the daemon takes it, HOST:PORT/DATABASE; empty where calls are kept nowhere."""
+        return OWN_REDIS if self.redis is True else self.redis or ""
+
+    @property
+    def redis_here(self) -> bool:
+        """Whether that is a Redis on the appliance."""
+        return self.redis_endpoint.startswith(("127.", "localhost:", "[::1]:"))
 
 
 @dataclass(frozen=True)
@@ -187,7 +201,9 @@ class _Document:
             known = set(rule.get("properties", {}))
             extra = next(k for k in error.instance if k not in known)
             here = [*path, extra]
-            return f"{self.at(here)}: {_dotted(here)}: unknown key; known: {', '.join(sorted(known))}"
+            instead = rule.get("x-instead", {}).get(str(extra).replace("-", "_"))
+            return f"{self.at(here)}: {_dotted(here)}: " + (
+                f"is gone; write {instead}" if instead else f"unknown key; known: {', '.join(sorted(known))}")
         if error.validator == "required":
             return f"{where}: {error.message.replace(' is a required property', ' is missing')}"
         if error.validator == "pattern" and "x-example" in rule:

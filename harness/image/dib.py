@@ -109,7 +109,7 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
             "DIB_RTPENGINE_TABLE": str(relay.table), "DIB_RTPENGINE_NO_FALLBACK": str(int(relay.no_fallback)),
             "DIB_RTPENGINE_PORT_MIN": str(relay.port_min), "DIB_RTPENGINE_PORT_MAX": str(relay.port_max),
             "DIB_RTPENGINE_LISTEN_NG": str(relay.ng_port), "DIB_RTPENGINE_LOG_LEVEL": str(relay.log_level),
-            "DIB_RTPENGINE_LOG_FACILITY": relay.log_facility, "DIB_RTPENGINE_REDIS": str(int(relay.redis)),
+            "DIB_RTPENGINE_LOG_FACILITY": relay.log_facility, "DIB_RTPENGINE_REDIS": relay.redis_endpoint,
         }
     return variables
 

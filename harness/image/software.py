@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import configparser
 import posixpath
 import re
 import stat
 from collections import deque
 
+from harness import relayoptions
 from harness.image import configuration, elf
 from harness.image.finding import MODULE, Check, Expectation, Seen, all_of, equal, few, none_of
 from harness.image.packages import installed
@@ -131,7 +131,7 @@ def units(root: Root, expect: Expectation) -> Seen:
 def redis_unit(root: Root, expect: Expectation) -> Seen:
     assert expect.relay
     states = {True: "enabled", False: "not enabled"}
-    return equal(states[expect.relay.redis], states["redis-server.service" in configuration.enabled_units(root)],
+    return equal(states[expect.relay.redis_here], states["redis-server.service" in configuration.enabled_units(root)],
                  hint="rtpengine.redis in appliances.yaml says whether Redis runs on the appliance")
 
 
@@ -140,13 +140,15 @@ def relay_configuration(root: Root, expect: Expectation) -> Seen:
     wanted = {"table": str(expect.relay.table), "no-fallback": str(expect.relay.no_fallback).lower(),
               "port-min": str(expect.relay.port_min), "port-max": str(expect.relay.port_max),
               "log-level": str(expect.relay.log_level), "log-facility": expect.relay.log_facility,
-              "listen-ng port": str(expect.relay.ng_port)}
-    parser = configparser.ConfigParser(interpolation=None, strict=False)
+              "listen-ng port": str(expect.relay.ng_port), "redis": expect.relay.redis_endpoint or "not set"}
     try:
-        parser.read_string(root.text("/etc/rtpengine/rtpengine.conf"))
-        seen: dict[str, str] = dict(parser["rtpengine"])
-    except (configparser.Error, KeyError) as error:
-        return Seen(False, "/etc/rtpengine/rtpengine.conf with a section [rtpengine]", str(error).splitlines()[0])
+        options = relayoptions.of_file(root.text("/etc/rtpengine/rtpengine.conf"))
+    except ValueError as error:
+        return Seen(False, "/etc/rtpengine/rtpengine.conf with a section [rtpengine]", str(error))
+    if gone := relayoptions.outdated(options):
+        return Seen(False, "no option of old manuals", few(option.written for option in gone),
+                    hint="write " + few(dict.fromkeys(option.instead for option in gone)))
+    seen = {"redis": "not set"} | {name: values[-1] for name, values in options.items()}
     seen["listen-ng port"] = seen.get("listen-ng", "").rpartition(":")[2]
     return _compared(wanted, seen, "rtpengine in appliances.yaml and /etc/rtpengine/rtpengine.conf disagree")
 

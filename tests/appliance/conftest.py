@@ -7,7 +7,6 @@ costs an emulated server next to nothing, starting a program 0.1 s and more: so 
 
 from __future__ import annotations
 
-import configparser
 import re
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from harness import acceptance
+from harness import acceptance, relayoptions
 from harness.conntrack import plan as conntrack_plan
 from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
@@ -78,7 +77,7 @@ def units(host):
     """Properties of the units that checks ask for, by unit (systemctl(1), show)."""
     names = ["rtpengine.service", "redis-server.service", "logrotate.timer", "cloud-init-stages.service"]
     shown = host.check_output("systemctl show --property=ActiveState,SubState,NRestarts,Result,UnitFileState,MainPID,"
-                              "StatusText " + " ".join(names))
+                              "StatusText,ExecStart " + " ".join(names))
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
     return dict(zip(names, blocks, strict=True))
 
@@ -97,21 +96,21 @@ class Daemon:
 @pytest.fixture(scope="session")
 def daemon(read, units, rtpengine):
     pid = int(units["rtpengine.service"]["MainPID"])
-    arguments = read(f"/proc/{pid}/cmdline").get(f"/proc/{pid}/cmdline", "").split("\0")[1:-1]
-    options = {}
-    for position, argument in enumerate(arguments):
-        if argument.startswith("--"):
-            name, separator, value = argument[2:].partition("=")
-            following = arguments[position + 1:position + 2]
-            if not separator and following and not following[0].startswith("-"):
-                value = following[0]
-            options.setdefault(name, []).append(value or "true")
-    file = options.get("config-file", ["/etc/rtpengine/rtpengine.conf"])[-1]
-    parser = configparser.ConfigParser(interpolation=None, strict=False, delimiters=("=",))
-    parser.read_string(read(file)[file])
-    for name, value in parser["rtpengine"].items():
-        options.setdefault(name, [value])
-    return Daemon(pid, options)
+    words = read(f"/proc/{pid}/cmdline").get(f"/proc/{pid}/cmdline", "").split("\0")[1:-1]
+    return Daemon(pid, options_of(words, read))
+
+
+@pytest.fixture(scope="session")
+def configured(read, units, rtpengine):
+    """The options that the unit and the configuration file have for the daemon, which may not run."""
+    command = re.search(r"argv\[\]=(.*?) ;", units["rtpengine.service"].get("ExecStart", ""))
+    return options_of(command[1].split()[1:] if command else [], read)
+
+
+def options_of(words, read):
+    arguments = relayoptions.of_arguments(words)
+    file = arguments.get("config-file", ["/etc/rtpengine/rtpengine.conf"])[-1]
+    return relayoptions.merged(arguments, relayoptions.of_file(read(file)[file]))
 
 
 INSTANCE_DATA = "/run/cloud-init/instance-data.json"

@@ -5,6 +5,7 @@ import ipaddress
 import pytest
 
 from harness.plugin import expect
+from harness.relayoptions import outdated
 
 UNIT = "rtpengine.service"
 
@@ -15,7 +16,15 @@ def test_service_enabled(units, rtpengine):
     expect(state == "enabled", f"{UNIT} enabled", state or "no such unit")
 
 
-@pytest.mark.after("test_service_enabled", "test_module_loaded")
+@pytest.mark.after("test_service_enabled")
+def test_no_outdated_options(configured):
+    """the daemon is given no option that RTPEngine has no more"""
+    gone = outdated(configured)
+    expect(not gone, "no option of old manuals", ", ".join(option.written for option in gone),
+           "write " + ", ".join(dict.fromkeys(option.instead for option in gone)))
+
+
+@pytest.mark.after("test_service_enabled", "test_module_loaded", "test_no_outdated_options")
 def test_service_active(host, units, rtpengine):
     """the service is active and was never restarted"""
     now = units[UNIT]
@@ -74,10 +83,13 @@ def test_advertised_address(daemon, advertised):
     expect(seen == advertised, f"advertised: {', '.join(advertised) or 'none'}", ", ".join(seen) or "none")
 
 
-def test_redis_as_described(find, units, rtpengine):
-    """Redis is installed, and runs only where the description asks for it"""
+def test_redis_as_described(find, units, daemon, rtpengine):
+    """Redis is installed, and runs only where the description asks for it; the daemon keeps calls there"""
     expect(bool(find("/usr/bin/redis-server")), "redis-server installed", "it is not there")
     now = {name: units["redis-server.service"][name] for name in ("ActiveState", "UnitFileState")}
-    wanted = {"ActiveState": "active", "UnitFileState": "enabled"} if rtpengine.redis else \
+    wanted = {"ActiveState": "active", "UnitFileState": "enabled"} if rtpengine.redis_here else \
         {"ActiveState": "inactive", "UnitFileState": "disabled"}
     expect(now == wanted, f"redis-server.service {' and '.join(wanted.values())}", " and ".join(now.values()))
+    endpoint = daemon.option("redis")
+    expect(endpoint == rtpengine.redis_endpoint, f"redis = {rtpengine.redis_endpoint or 'not set'}",
+           f"redis = {endpoint or 'not set'}")

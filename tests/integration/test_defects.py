@@ -163,6 +163,8 @@ AT_REST = [
 ]
 """Each by itself, and all at once, for none of them touches what another looks at."""
 
+OUTDATED = covered("test_no_outdated_options", "$conf", "$a redis-db = 1")
+
 IN_USE = Control("""\
 test_module_loaded
 test_module_control_files test_service_active
@@ -200,7 +202,7 @@ def test_every_check_can_turn_red(altered: Alter, booted: Boot, real_appliance: 
     with booted(image) as server:
         green = server.results()
         assert [(r.id, r.message) for r in green if r.outcome != "passed"] == []
-        for controls in (AT_REST, [IN_USE], [RULE_LEFT]):
+        for controls in (AT_REST, [OUTDATED], [IN_USE], [RULE_LEFT]):
             server.root(FUNCTIONS + "\n".join(control.broken for control in controls))
             try:
                 for lines in zip_longest(*(control.red.splitlines() for control in controls), fillvalue=""):
@@ -210,6 +212,6 @@ def test_every_check_can_turn_red(altered: Alter, booted: Boot, real_appliance: 
             finally:
                 server.root(FUNCTIONS + "\n".join(control.mended for control in reversed(controls)))
         assert server.red() == []
-    seen = {check for control in (*AT_REST, IN_USE, RULE_LEFT) for check in control.red.split()}
+    seen = {check for control in (*AT_REST, OUTDATED, IN_USE, RULE_LEFT) for check in control.red.split()}
     names = {result.id.rsplit("::", 1)[-1] for result in green}
     assert names - seen - {defect.check for defect in DEFECTS} == set(), "checks that nothing here turns red"

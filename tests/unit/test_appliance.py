@@ -61,6 +61,15 @@ def test_what_is_said_and_what_is_left_out(tmp_path):
     assert (debian.kind, debian.package, debian.line) == ("debian-source", "rtpengine", 15)
 
 
+@pytest.mark.parametrize(("written", "endpoint", "here"), [
+    ("false", "", False), ("true", "127.0.0.1:6379/1", True), ("localhost:6380/2", "localhost:6380/2", True),
+    ("192.0.2.5:6379/1", "192.0.2.5:6379/1", False), ('"[2001:db8::5]:6379/0"', "[2001:db8::5]:6379/0", False)])
+def test_where_calls_are_kept(tmp_path, written, endpoint, here):
+    text = GOOD.replace("      sources:", f"      redis: {written}\n      sources:")
+    relay = _load(tmp_path, text)["relay"].rtpengine
+    assert relay and (relay.redis_endpoint, relay.redis_here) == (endpoint, here)
+
+
 def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
     with pytest.raises(DescriptionError, match="no appliance 'rely'\n  known: relay"):
         select(_load(tmp_path, GOOD), "rely")
@@ -80,6 +89,12 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      "appliances.yaml:6:14: appliances.relay.server.memory: 12 is less than the minimum of 256"),
     ("memory: 2048", "memory: 2048.0",
      "appliances.yaml:6:14: appliances.relay.server.memory: 2048.0 is not of type 'integer'"),
+    ("      sources:", "      redis: 192.0.2.5:6379\n      sources:",
+     'appliances.yaml:9:7: appliances.relay.rtpengine.redis: "192.0.2.5:6379" is not a Redis and a database of it '
+     '(like 192.0.2.5:6379/1)'),
+    ("      sources:", "      redis-db: 1\n      sources:",
+     "appliances.yaml:9:7: appliances.relay.rtpengine.redis-db: is gone; write redis: HOST:PORT/DATABASE, like "
+     "192.0.2.5:6379/1"),
     ("headroom: 1.5", "headroom: .nan",
      "appliances.yaml:19:29: appliances.relay.conntrack.headroom: nan is not of type 'number'"),
     ("headroom: 1.5", "headroom: 0.5",

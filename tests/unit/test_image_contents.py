@@ -102,6 +102,8 @@ DEFECTS: list[tuple[str, str, Defect]] = [
     ("Redis as described", "enabled, not asked for", lambda root: small_image.enable(root, "redis-server.service")),
     ("rtpengine.conf as described", "table -1", change(RTPENGINE_CONF, "table = 0", "table = -1")),
     ("rtpengine.conf as described", "another ng port", change(RTPENGINE_CONF, ":2223", ":2222")),
+    ("rtpengine.conf as described", "a Redis", append(RTPENGINE_CONF, "redis = 127.0.0.1:6379/1\n")),
+    ("rtpengine.conf as described", "an option of old manuals", append(RTPENGINE_CONF, "redis-db = 1\n")),
     ("rtpengine.conf as described", "no section", write(RTPENGINE_CONF, "table = 0\n")),
     ("the relay logs to its own file", "no rule", remove("etc/rsyslog.d/30-rtpengine.conf")),
     ("the relay logs to its own file", "another facility",
@@ -205,7 +207,7 @@ def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
                      rtpengine=Rtpengine(version="10.5.3.5", sources=(), table=-1, redis=True))
     write("etc/apt/sources.list", "deb http://mirror.invalid/debian bookworm main\n")(tree)
     small_image.enable(tree, "redis-server.service")
-    change(RTPENGINE_CONF, "table = 0", "table = -1")(tree)
+    change(RTPENGINE_CONF, "table = 0", "table = -1\nredis = 127.0.0.1:6379/1")(tree)
     remove("etc/modules-load.d/rtpengine.conf")(tree)
     assert red(look(tree, expectation(wanted, KERNEL))) == []
 
