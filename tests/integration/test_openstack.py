@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from harness import kept, reaper
-from harness.cloud import ImageFile, Need, RouteKind, Server, ServerSpec, glance, neutron, openstack
+from harness.cloud import ImageFile, Need, RouteKind, Server, ServerSpec, glance, openstack, removal
 from harness.cloud.api import Api, Refused
 from harness.cloud.openstack import OpenStackCloud
 from harness.cloud.ownership import owner
@@ -540,7 +540,7 @@ def test_another_projects_things_are_left_alone(cloud: OpenStackCloud, settings:
 
 def test_a_deletion_that_the_cloud_refuses_is_said(settings: Settings, before: None, guest: ImageFile,
                                                    proxied: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neutron, "_IN_USE", 1.0)
+    monkeypatch.setattr(removal, "_IN_USE", 1.0)
     cloud = OpenStackCloud(settings, Api("testcloud", settings))
     run = Run.create(settings.runs, "relay", "testcloud")
     run.journal.creating(Resource("os-security-group", run.id, {
