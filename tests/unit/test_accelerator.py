@@ -28,8 +28,8 @@ def _a_kvm_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerator, "_absent", lambda name: None)
 
 
-def booting(*names: str, asked: list[str] | None = None) -> Callable[[str], str | None]:
-    def probe(name: str) -> str | None:
+def booting(*names: str, asked: list[str] | None = None) -> Callable[[str, float], str | None]:
+    def probe(name: str, seconds: float) -> str | None:
         if asked is not None:
             asked.append(name)
         return None if name in names else "a guest printed nothing within 3 s"
@@ -53,11 +53,37 @@ def test_kvm_that_hangs_counts_as_none_and_says_so(settings: Settings) -> None:
     assert chosen == Accelerator("tcg", "not kvm: a guest printed nothing within 3 s")
 
 
+@pytest.mark.parametrize(("emulated", "accelerated", "name"), [
+    (0.1, 0.9, "kvm"), (0.1, 1.1, "tcg"), (0.1, 3.0, "tcg"), (2.0, 9.0, "kvm"), (2.0, 11.0, "tcg")])
+def test_kvm_that_is_much_slower_than_emulation_counts_as_none(settings: Settings, monkeypatch: pytest.MonkeyPatch,
+                                                               emulated: float, accelerated: float, name: str) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def probe(asked: str, seconds: float) -> str | None:
+        takes = emulated if asked == "tcg" else accelerated
+        now[0] += min(takes, seconds)
+        return None if takes <= seconds else "too late"
+
+    assert choose(settings, probe).name == name
+
+
+def test_kvm_alone_gets_all_the_time(settings: Settings) -> None:
+    given: dict[str, float] = {}
+
+    def probe(name: str, seconds: float) -> str | None:
+        given[name] = seconds
+        return "no such accelerator" if name == "tcg" else None
+
+    assert choose(settings, probe).name == "kvm"
+    assert given["kvm"] == given["tcg"] >= 30
+
+
 def test_answer_is_remembered(settings: Settings) -> None:
     asked: list[str] = []
     choose(settings, booting("tcg", asked=asked))
     assert choose(settings, booting("kvm", asked=asked)).name == "tcg"
-    assert asked == ["kvm", "tcg"]
+    assert asked == ["tcg", "kvm"]
 
 
 def test_another_machine_is_asked_anew(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
