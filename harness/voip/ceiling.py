@@ -25,12 +25,12 @@ from typing import Any, Final
 from harness.voip import batch, rtp
 from harness.voip.endpoint import Endpoint, Stream
 from harness.voip.rtp import MARK, MARKED, PLAIN
+from harness.voip.search import following
 from harness.voip.stats import Received
 from harness.voip.traffic import Health, Traffic
 
 _FIRST: Final = 20
 _MOST: Final = 6400
-_BISECTIONS: Final = 3
 _RATE: Final = 100
 """Packets a second of a call: 50 each way."""
 
@@ -149,16 +149,12 @@ def plain(calls: int, seconds: float) -> tuple[Health, int]:
 
 
 def ceiling(run: Runner, seconds: float) -> list[Step]:
-    """Rates in the order of their trial: doubled while they are kept up, then halving the distance to the first not."""
-    steps = [_step(run, _FIRST, seconds)]
-    while steps[-1].kept_up and steps[-1].calls < _MOST:
-        steps.append(_step(run, steps[-1].calls * 2, seconds))
-    for _ in range(_BISECTIONS):
-        good = max((step.calls for step in steps if step.kept_up), default=0)
-        bad = min((step.calls for step in steps if not step.kept_up), default=0)
-        if not good or not bad:
+    """Rates in the order of their trial, to the highest that is kept up; none where the first is not."""
+    steps: list[Step] = []
+    while (calls := following({step.calls: step.kept_up for step in steps}, _FIRST, _MOST)) is not None:
+        steps.append(_step(run, calls, seconds))
+        if not any(step.kept_up for step in steps):
             break
-        steps.append(_step(run, (good + bad) // 2, seconds))
     return steps
 
 
