@@ -20,7 +20,7 @@ from harness.errors import CheckFailed, CloudError, DescriptionError, DialtoneEr
 from harness.levels import Level
 from harness.process import CommandTimedOut, run_logged
 from harness.process import run as run_command
-from harness.results import CheckResult
+from harness.results import CheckResult, Figure, Series
 from harness.run import Run, write_whole
 from harness.units import many
 
@@ -68,7 +68,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
                                    f"{appliance.name} has no checks of level {level} below "
                                    f"{', '.join(appliance.checks)}",
                                    hint="appliances.yaml, checks; "
-                                        "./inv check --level acceptance -- --collect-only")
+                                        f"./inv check --level {list(Level)[-1]} -- --collect-only")
         # pytest writes its JUnit file last; without it, it was ended in the middle, whatever its exit code.
         if code not in (_PASSED, _FAILED) or not junit.exists():
             ended = f"pytest ended with exit code {code}:\n" + "\n".join(done.stdout.splitlines()[-12:])
@@ -99,7 +99,11 @@ def read(results: Path) -> list[CheckResult]:
     for line in results.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             entry: dict[str, Any] = json.loads(line)
-            found.append(CheckResult(**{**entry, "console": tuple(entry["console"])}))
+            found.append(CheckResult(**{
+                **entry, "console": tuple(entry["console"]),
+                "figures": tuple(Figure(**figure) for figure in entry["figures"]),
+                "series": tuple(Series(**{**one, "points": tuple((x, y) for x, y in one["points"])})
+                                for one in entry["series"])}))
     return found
 
 

@@ -11,9 +11,9 @@ import json
 import re
 import signal
 import socket
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from harness.appliance import Appliance
 from harness.cloud import Route, Server
 from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
+from harness.results import Figure, Series
 from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient
 
@@ -76,6 +77,8 @@ class Session:
     failed: dict[str, str] = field(default_factory=dict)
     lost: int = 0
     """Checks in a row that lost the connection."""
+    running: dict[str, Any] | None = None
+    """The entry of the check that is not at its end yet."""
 
     @classmethod
     def load(cls, context: Path) -> Session:
@@ -181,14 +184,23 @@ def console(session: Session) -> Console:
 
 
 @pytest.fixture(scope="session")
-def relay(session: Session) -> Iterator[NgClient]:
-    """The relay's control port, reached by the same route as the server. Skips where the appliance has no relay."""
+def relay_client(session: Session) -> Iterator[Callable[[], NgClient]]:
+    """relay_client(): a client of the relay's control port, by the same route as the server; one for each thread.
+
+    Closed at the end. Skips where the appliance has no relay.
+    """
     if session.appliance.rtpengine is None:
         pytest.skip("the appliance has no relay")
-    route = session.server.routes[0]
-    port = session.appliance.rtpengine.ng_port
-    with NgClient(route.address, port, partial(reach.open_datagrams, session.config, route, port)) as client:
-        yield client
+    route, port = session.server.routes[0], session.appliance.rtpengine.ng_port
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(
+            NgClient(route.address, port, partial(reach.open_datagrams, session.config, route, port)))
+
+
+@pytest.fixture(scope="session")
+def relay(relay_client: Callable[[], NgClient]) -> NgClient:
+    """The relay's control port. Skips where the appliance has no relay."""
+    return relay_client()
 
 
 @pytest.fixture(scope="session")
@@ -228,6 +240,31 @@ def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
         request.node.stash[_ENTRY]["seen"] = text
 
     return tell
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Takes down numbers that a check measures, for the report; they stay when it fails or is ended afterwards."""
+
+    entry: dict[str, Any]
+
+    def figure(self, name: str, value: float, unit: str, better: str = "") -> None:
+        """One number; `better` is `more` or `less`, empty where neither is."""
+        self._keep("figures", asdict(Figure(name, value, unit, better)), "name")
+
+    def series(self, plot: str, name: str, x: str, y: str, points: Iterable[tuple[float, float]]) -> None:
+        """A curve of the plot titled `plot`, over axes `x` and `y` (with units); again with more points replaces it."""
+        self._keep("series", asdict(Series(plot, name, x, y, tuple(points))), "plot", "name")
+
+    def _keep(self, kind: str, new: dict[str, Any], *key: str) -> None:
+        kept: list[dict[str, Any]] = self.entry[kind]
+        kept[:] = [old for old in kept if any(old[part] != new[part] for part in key)] + [new]
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest) -> Measure:
+    """What a check measures, in numbers: measure.figure(...), measure.series(...); for use while the check runs."""
+    return Measure(request.node.stash.setdefault(_ENTRY, _blank(request.node)))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -270,6 +307,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
                               ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     entry = item.stash.setdefault(_ENTRY, _blank(item))
+    item.config.stash[_SESSION].running = entry
     entry["seconds"] = round(entry["seconds"] + call.duration, 3)
     if report.skipped:
         entry["outcome"] = "skipped"
@@ -314,12 +352,20 @@ def _finish(item: pytest.Item, entry: dict[str, Any]) -> None:
         # The chain goes on, by the title of the check that broke it.
         state.failed[_name(item)] = next(state.failed[name] for name in _after(item) if name in state.failed)
     state.record(entry)
+    state.running = None
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A check that was ended in the middle leaves what it had measured until then."""
+    state = session.config.stash[_SESSION]
+    if state.running is not None:
+        state.record({**state.running, "outcome": "error", "message": "it was ended in the middle"})
 
 
 def _blank_entry(state: Session) -> dict[str, Any]:
     return {"id": "", "title": "", "group": "", "phase": state.phase, "server": state.server.name,
             "outcome": "passed", "seconds": 0.0, "expected": "", "seen": "", "because": "", "console": [],
-            "message": "", "reason": ""}
+            "message": "", "reason": "", "figures": [], "series": []}
 
 
 def _blank(item: pytest.Item) -> dict[str, Any]:

@@ -9,11 +9,36 @@ from harness.levels import Level
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One number that a check measured. `better` is `more` or `less`, empty where neither is."""
+
+    name: str
+    value: float
+    unit: str
+    better: str = ""
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve that a check measured, one of those of the plot that is titled `plot`.
+
+    `x` and `y` name the axes with their units, `points` are (x, y).
+    """
+
+    plot: str
+    name: str
+    x: str
+    y: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class CheckResult:
     """One check in one phase. `outcome` is passed, failed (the image), error (not the image) or skipped.
 
     `expected`, `seen`, `because` and `console` (lines) explain a failure, `message` is what pytest had to say,
-    `reason` why it was skipped; `seconds` covers set-up and tear-down. `seen` of one that passed is what it measured.
+    `reason` why it was skipped; `seconds` covers set-up and tear-down. `seen` of one that passed is what it measured in
+    words, `figures` and `series` are it in numbers: of one that is red, what it had until then.
     """
 
     id: str
@@ -29,6 +54,8 @@ class CheckResult:
     console: tuple[str, ...] = ()
     message: str = ""
     reason: str = ""
+    figures: tuple[Figure, ...] = ()
+    series: tuple[Series, ...] = ()
 
     @property
     def red(self) -> bool:

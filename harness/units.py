@@ -29,3 +29,11 @@ def octets(value: float) -> str:
 def many(count: int, noun: str, plural: str | None = None) -> str:
     """`1 check`, `52 checks`."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def number(value: float) -> str:
+    """Three or more significant digits, no zeros behind the point: `12,000`, `127`, `12.7`, `0.127`, `0`."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    shown = f"{value:.{1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3}f}".rstrip("0").rstrip(".")
+    return "0" if shown == "-0" else shown

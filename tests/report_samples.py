@@ -226,6 +226,57 @@ def red(runs: Path) -> Run:
     return run
 
 
+LOAD = {"in the kernel": (640.0, 1.0), "in user space": (130.0, 5.5)}
+"""Of each path: calls that are held, and what a packet costs the daemon; invented."""
+
+
+def measured(path: str, scale: float = 1.0) -> dict[str, Any]:
+    """What a check of the load level takes down."""
+    held, cost = LOAD[path][0] * scale, LOAD[path][1]
+    calls = [count for count in (25, 50, 100, 200, 400, 800) if count < 2.5 * held]
+
+    def series(plot: str, name: str, x: str, y: str, points: list[tuple[float, float]]) -> dict[str, Any]:
+        return {"plot": plot, "name": name, "x": x, "y": y, "points": points}
+
+    broken = [max(0.0, count / held - 1) for count in calls]
+    return {
+        "figures": [{"name": f"calls held, {path}", "value": round(held), "unit": "calls", "better": "more"}],
+        "series": [
+            series("Loss over calls", path, "calls", "% of packets lost", [
+                (count, round(12 * beyond, 3)) for count, beyond in zip(calls, broken, strict=True)]),
+            series("Latency over calls", f"{path}, median", "calls", "ms one way", [
+                (count, 2 + count / 90 + 90 * beyond) for count, beyond in zip(calls, broken, strict=True)]),
+            series("Latency over calls", f"{path}, 99th percentile", "calls", "ms one way", [
+                (count, 9 + count / 40 + 400 * beyond) for count, beyond in zip(calls, broken, strict=True)]),
+            series("Processor time over packets", f"daemon, {path}", "packets relayed a second", "processors busy", [
+                (100 * count, round(count * cost / 1000, 4)) for count in calls]),
+            series("Processor time over packets", f"whole server, {path}", "packets relayed a second",
+                   "processors busy", [(100 * count, round(0.1 + count * (cost + 1) / 1000, 4)) for count in calls])]}
+
+
+def loaded(runs: Path, number: int = 20, scale: float = 1.0) -> Run:
+    """Load was measured; the search in user space came to no good end."""
+    run = make(runs, number, exit_code=1, level="load", **facts())
+    run.stages = stages(run.started, ("launch", 26.3, "passed", "ready 26.3"),
+                        ("check", 400.0 * scale, "failed", "24 passed, 1 FAILED"))
+    run.save()
+    write_checks(run, FIRST)
+    blank = {"group": "load", "phase": FIRST, "server": "server1", "seconds": 90.0, "expected": "", "seen": "",
+             "because": "", "console": [], "message": "", "reason": ""}
+    watched = {"figures": [], "series": [
+        {"plot": "Connection tracking over time", "name": name, "x": "seconds", "y": "number",
+         "points": [(second, (second // 20 * 25 if second < 150 else 0) * factor) for second in range(0, 200)]}
+        for name, factor in (("entries", 4), ("calls held", 1))]}
+    with (run.directory / f"checks-{FIRST.replace(' ', '-')}.jsonl").open("a", encoding="utf-8") as out:
+        for name, outcome, taken in (("kernel", "passed", measured("in the kernel", scale)),
+                                     ("user_space", "error", measured("in user space", scale)),
+                                     ("entries", "passed", watched)):
+            out.write(json.dumps(blank | {
+                "id": f"tests/appliance/test_load.py::test_{name}", "title": f"calls are held, {name}",
+                "outcome": outcome, "message": "the connection is lost" if outcome == "error" else ""} | taken) + "\n")
+    return run
+
+
 def broken_cloud(runs: Path) -> Run:
     """The cloud failed at launch: nothing is said about the image."""
     run = make(runs, 20, exit_code=7, failures=[{
@@ -284,6 +335,6 @@ def redden(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 SAMPLES: dict[str, Callable[[Path], Run]] = {
-    "green": green, "red": red, "broken-cloud": broken_cloud, "interrupted": interrupted,
+    "green": green, "red": red, "loaded": loaded, "broken-cloud": broken_cloud, "interrupted": interrupted,
     "died-at-once": died_at_once, "huge": huge,
 }

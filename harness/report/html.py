@@ -11,6 +11,7 @@ from harness import __version__
 from harness.report import details, first_screen
 from harness.report.explain import closing
 from harness.report.markup import Markup, tag
+from harness.report.measured import measured
 from harness.report.model import Report
 from harness.report.verdict import Outcome, Verdict
 from harness.units import seconds
@@ -56,14 +57,6 @@ def render(report: Report, verdict: Verdict) -> str:
 def _page(report: Report, verdict: Verdict, room: Room) -> str:
     sign, _ = _SIGNS[verdict.outcome]
     began = datetime.fromtimestamp(report.run.started, UTC)
-    head = tag(
-        "head", tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{sign} {report.appliance} {verdict.outcome}, {began:%Y-%m-%d}"),
-        tag("link", rel="icon", href=_icon(verdict.outcome)),
-        tag("style", _style()))
     body = tag(
         "body", _hero(report, verdict, began),
         tag("main",
@@ -72,6 +65,7 @@ def _page(report: Report, verdict: Verdict, room: Room) -> str:
             tag("div", tag("div", first_screen.timeline(report), details.start(report), details.reboot(report)),
                 tag("div", first_screen.image(report), details.cloud(report), details.machine(report)), class_="pair"),
             first_screen.conntrack(report),
+            measured(report),
             details.checks(report, verdict, room.failures, room.explanation, passed_names=room.passed_names),
             details.history(report, verdict),
             details.sources(report),
@@ -81,6 +75,19 @@ def _page(report: Report, verdict: Verdict, room: Room) -> str:
             details.removed(report)),
         tag("footer", f"Dialtone {__version__} · run {report.run.id} · this page needs no network and no script"),
         class_=str(verdict.outcome))
+    return document(f"{sign} {report.appliance} {verdict.outcome}, {began:%Y-%m-%d}", _icon(verdict.outcome), body)
+
+
+def document(title: str, icon: str | None, body: Markup) -> str:
+    """A whole page around `body`, with the style of all pages; `icon` is a URL."""
+    head = tag(
+        "head", tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("link", rel="icon", href=icon) if icon else None,
+        tag("style", _style()))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 

@@ -7,6 +7,7 @@ still give a good report.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from harness.levels import Level
 from harness.report.text import clean, lines, scrub, words
-from harness.results import CheckResult, Finding
+from harness.results import CheckResult, Figure, Finding, Series
 from harness.run import Run, Stage
 
 CONSOLE_OCTETS = 4_000_000
@@ -187,7 +188,24 @@ def _check(entry: dict[str, Any], phase: str) -> CheckResult:
         seconds=_number(entry.get("seconds")) or 0.0, expected=words(entry.get("expected")),
         seen=words(entry.get("seen")), because=words(entry.get("because")),
         console=tuple(lines(entry.get("console"))), message=words(entry.get("message")),
-        reason=words(entry.get("reason")))
+        reason=words(entry.get("reason")),
+        figures=tuple(figure for one in _entries(entry.get("figures")) if (figure := _figure(one))),
+        series=tuple(_series(one) for one in _entries(entry.get("series"))))
+
+
+def _figure(entry: dict[str, Any]) -> Figure | None:
+    value = _number(entry.get("value"))
+    return None if value is None else Figure(words(entry.get("name")), value, words(entry.get("unit")),
+                                             words(entry.get("better")))
+
+
+def _series(entry: dict[str, Any]) -> Series:
+    points = entry.get("points")
+    pairs = [tuple(_number(value) for value in point) for point in (points if isinstance(points, list) else ())
+             if isinstance(point, list)]
+    return Series(words(entry.get("plot")), words(entry.get("name")), words(entry.get("x")), words(entry.get("y")),
+                  tuple((pair[0], pair[1]) for pair in pairs
+                        if len(pair) == 2 and pair[0] is not None and pair[1] is not None))
 
 
 def _finding(entry: dict[str, Any]) -> Finding:
@@ -278,4 +296,5 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if finite else None

@@ -12,7 +12,7 @@ from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
 from harness.levels import Level
-from harness.results import CheckResult
+from harness.results import CheckResult, Figure, Series
 from harness.run import Run
 
 DESCRIPTION = """\
@@ -139,6 +139,35 @@ def test_what_was_measured_is_told_of_a_check_that_passes(run: Run) -> None:
             expect(False, "none lost", "1 lost")
         ''')
     assert [(r.outcome, r.seen) for r in results] == [("passed", "0 of 100 packets lost"), ("failed", "1 lost")]
+
+
+def test_what_a_check_measured_stays_when_it_fails_afterwards(run: Run) -> None:
+    good, bad = check(run, """
+        def test_good(measure):
+            measure.figure("calls held", 120, "calls", "more")
+            for most in (2, 3):
+                measure.series("Loss", "kernel", "calls", "%", [(n, n * n) for n in range(most)])
+
+        def test_bad(measure):
+            measure.series("Loss", "user", "calls", "%", [(25, 0.5)])
+            raise AssertionError("no")
+        """)
+    assert good.figures == (Figure("calls held", 120, "calls", "more"),)
+    assert good.series == (Series("Loss", "kernel", "calls", "%", ((0, 0), (1, 1), (2, 4))),)
+    assert bad.outcome == "failed" and bad.series[0].points == ((25, 0.5),)
+
+
+def test_what_a_check_measured_stays_when_it_is_ended(run: Run) -> None:
+    first, last = check(run, """
+        import os, signal
+
+        def test_ended(measure):
+            measure.figure("calls held", 25, "calls")
+            os.kill(os.getpid(), signal.SIGTERM)
+        """)
+    assert (first.outcome, first.message) == ("error", "it was ended in the middle")
+    assert first.figures[0].value == 25
+    assert last.id == "pytest" and last.outcome == "error"
 
 
 def test_an_endpoint_has_the_address_of_its_side_of_the_route(run: Run) -> None:

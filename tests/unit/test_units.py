@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.units import many, octets, seconds
+from harness.units import many, number, octets, seconds
 
 
 @pytest.mark.parametrize(("value", "text"), [
@@ -18,3 +18,10 @@ def test_sizes_are_decimal() -> None:
 
 def test_counts() -> None:
     assert (many(1, "check"), many(3, "process", "processes")) == ("1 check", "3 processes")
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0, "0"), (-0.0, "0"), (-0.0001, "0"), (0.127, "0.127"), (0.0004, "0"), (1.5, "1.5"), (2.0, "2"), (12.74, "12.7"),
+    (100, "100"), (12_000.4, "12,000"), (-3.25, "-3.25")])
+def test_numbers_have_three_digits_or_more(value: float, text: str) -> None:
+    assert number(value) == text
