@@ -105,13 +105,24 @@ def check(c: Context, run: str | None = None, level: str = "basic", reboot: bool
                             selection=shlex.split(c.remainder), level=checked, reboot=reboot))
 
 
-@task(help={"run": "run id; without it the latest"})
+@task(name="show", default=True, help={"run": "run id; without it the latest"})
 def report(c: Context, run: str | None = None) -> None:
     """Write the report of a run again and say where it is."""
     from harness.report import write
     from harness.run import find_run
 
     print(os.path.relpath(write(find_run(_settings().runs, run))))
+
+
+@task(help={"first": "run id, or a run's directory", "second": "what it is compared with"})
+def compare(c: Context, first: str, second: str) -> None:
+    """Lay two runs side by side: checks that differ, times, sizes, what was measured."""
+    from harness.report import write_comparison
+    from harness.run import find_run
+
+    runs = _settings().runs
+    text, page = write_comparison(find_run(runs, first), find_run(runs, second))
+    print(f"{text}\n{os.path.relpath(page)}")
 
 
 @task(help={"run": "run id; without it the run whose server is running"})
@@ -263,7 +274,8 @@ def change(c: Context, setting: str, live: bool = False, bake: bool = False, run
     conntrack_server.change(chosen, server, _appliance(_settings(), chosen.appliance), setting, Progress(), bake=bake)
 
 
-_COLLECTIONS = (Collection("testcloud", up, down, status), Collection("conntrack", show, change))
+_COLLECTIONS = (Collection("testcloud", up, down, status), Collection("conntrack", show, change),
+                Collection("report", report, compare))
 _COLLECTED = [each for collection in _COLLECTIONS for each in collection.tasks.values()]
 namespace = Collection(*(value for value in list(globals().values())
                          if isinstance(value, Task) and value not in _COLLECTED), *_COLLECTIONS)

@@ -75,6 +75,7 @@ def test_no_description_at_all(inv: Inv, tmp_path: Path) -> None:
     (("nightly", "--keep", "sometimes"), ("sometimes", "never, failed, always")),
     (("nightly", "--level", "deep"), ("--level is 'deep'", "basic or acceptance")),
     (("check", "--level", "deep"), ("--level is 'deep'", "basic or acceptance")),
+    (("report.compare", "nobody", "nothing"), ("no run begins with 'nobody'",)),
     (("nightly", "--cloud", "nimbus"), ("there is no cloud 'nimbus'", "known: local")),
     (("report",), ("there is no run yet", "./inv nightly")),
     (("report", "--run", "nosuch"), ("no run begins with 'nosuch'",)),

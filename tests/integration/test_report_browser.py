@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from harness.report import write
+from harness.report import write, write_comparison
 from harness.report.model import load
 from harness.report.text import clean
 from tests.browser import Browser, installed
 from tests.conftest import lacking
-from tests.report_samples import HOSTILE, SAMPLES
+from tests.report_samples import HOSTILE, SAMPLES, loaded
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
@@ -56,6 +56,26 @@ EMPTY_BARS = """
 [...document.querySelectorAll("svg .now")].filter(e => e.getBBox().width < 1 || e.getBBox().height < 1).length
 """
 
+CROWDED = """
+(() => {
+  const found = [];
+  for (const plot of document.querySelectorAll("svg.curves")) {
+    const whole = plot.getBoundingClientRect(), texts = [...plot.querySelectorAll("text")];
+    const boxes = texts.map(e => e.getBoundingClientRect());
+    boxes.forEach((a, i) => {
+      const name = texts[i].textContent + " of " + plot.querySelector("title").textContent.slice(0, 40);
+      if (a.left < whole.left - 1 || a.right > whole.right + 1) found.push("outside the plot: " + name);
+      if (boxes.some((b, j) => j > i && a.left < b.right && b.left < a.right && a.top + 2 < b.bottom
+          && b.top + 2 < a.bottom))
+        found.push("texts overlap: " + name);
+      if (parseFloat(getComputedStyle(texts[i]).fontSize) * whole.width / plot.viewBox.baseVal.width < 10)
+        found.push("too small to read: " + name);
+    });
+  }
+  return found.slice(0, 20);
+})()
+"""
+
 OPEN_ALL = 'document.querySelectorAll("details").forEach(e => e.open = true)'
 
 
@@ -69,17 +89,20 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: write(make(tmp_path_factory.mktemp(name))) for name, make in SAMPLES.items()}
+    runs = tmp_path_factory.mktemp("compared")
+    _, compared = write_comparison(loaded(runs, 20), loaded(runs, 21, 0.8))
+    return {name: write(make(tmp_path_factory.mktemp(name))) for name, make in SAMPLES.items()} | {"compared": compared}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("name", [*SAMPLES, "compared"])
 def test_nothing_overflows_and_all_can_be_read(browser: Browser, pages: dict[str, Path], name: str,
                                                size: tuple[int, int], scheme: str) -> None:
     browser.open(pages[name], *size, scheme=scheme)
     assert browser.evaluate(FAULTS) == []
     assert browser.evaluate(EMPTY_BARS) == 0
+    assert browser.evaluate(CROWDED) == []
     browser.evaluate(OPEN_ALL)
     assert browser.evaluate(FAULTS) == []
     assert browser.problems == []
@@ -96,6 +119,29 @@ def test_a_fault_would_be_found(browser: Browser, pages: dict[str, Path], change
     browser.open(pages["green"], *PHONE)
     browser.evaluate(change)
     assert any(fault in found for found in browser.evaluate(FAULTS))
+
+
+@pytest.mark.parametrize(("change", "fault"), [
+    ("document.querySelectorAll('svg.curves text').forEach(e => e.style.fontSize = '60px')", "texts overlap"),
+    ("document.querySelector('svg.curves text').style.fontSize = '4px'", "too small"),
+    ("document.querySelector('svg.curves text.up').textContent = '1,000,000,000'", "outside the plot"),
+])
+def test_a_fault_of_a_plot_would_be_found(browser: Browser, pages: dict[str, Path], change: str, fault: str) -> None:
+    browser.open(pages["loaded"], *PHONE)
+    browser.evaluate(change)
+    assert any(fault in found for found in browser.evaluate(CROWDED))
+
+
+def test_plots_show_every_curve_with_its_legend_and_axes(browser: Browser, pages: dict[str, Path]) -> None:
+    for name, curves in (("loaded", (2, 4, 4, 2)), ("compared", (4, 8, 8, 4))):
+        browser.open(pages[name], *DESKTOP)
+        drawn = "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('.curves polyline').length)"
+        legend = "[...document.querySelectorAll('figure')].map(f => f.querySelectorAll('.legend li').length)"
+        assert browser.evaluate(drawn) == browser.evaluate(legend) == list(curves)
+        seen = _seen(browser)
+        for words in ("% of packets lost", "packets relayed a second", "processors busy", "in the kernel",
+                      "in user space", "Connection tracking over time", "not whole: calls are held, user_space"):
+            assert words in seen, words
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
