@@ -172,13 +172,15 @@ def test(c: Context, unit: bool = False, nightly: bool = False) -> None:
     _leave(run_tests(_settings(), unit=unit, nightly=nightly, options=shlex.split(c.remainder)))
 
 
-@task(help={"appliance": "name in appliances.yaml", "cloud": "local: builds, boots, checks; testcloud: the test cloud",
-            "boots": "how often boots and uploads are measured", "out": "where the table goes, without suffix"})
+@task(help={"appliance": "name in appliances.yaml", "cloud": "local: builds, boots, checks; testcloud: the test cloud; "
+            "generator: none, media over loopback", "boots": "how often boots, uploads and rates are measured",
+            "out": "where the table goes, without suffix"})
 def bench(c: Context, appliance: str = DEFAULT, cloud: str = "local", boots: int = 3, out: str | None = None) -> None:
-    """Measure Dialtone beside stock tools: builds, boots and checks, or the test cloud."""
-    from harness.bench import local, testcloud
+    """Measure Dialtone beside stock tools: builds, boots and checks, the test cloud, or the traffic generator."""
+    from harness.bench import generator, local, testcloud
 
-    measured = {"local": (local.bench, "docs/performance"), "testcloud": (testcloud.bench, "docs/performance-cloud")}
+    measured = {"local": (local.bench, "docs/performance"), "testcloud": (testcloud.bench, "docs/performance-cloud"),
+                "generator": (generator.bench, "docs/performance-generator")}
     if cloud not in measured:
         raise DescriptionError(f"--cloud is {cloud!r}", hint=f"it can be {' or '.join(measured)}")
     measure, table = measured[cloud]
