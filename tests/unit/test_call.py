@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -234,6 +235,21 @@ def test_one_of_many_that_fails_takes_the_others_down(ends):
     with pytest.raises(NgOutOfPorts), placed([Call(client, caller, callee) for _ in range(4)]):
         pass
     assert relay.commands["offer"] == 3 and not relay.calls and not callee.streams
+
+
+def test_many_calls_of_a_slow_relay_are_all_deleted(ends, monkeypatch):
+    relay, client, caller, callee = ends
+    monkeypatch.setattr("harness.voip.call._HANG_UP", 0.4)
+    delete = client.delete
+
+    def slowly(*arguments, **options):
+        time.sleep(0.1)
+        return delete(*arguments, **options)
+
+    monkeypatch.setattr(client, "delete", slowly)
+    with placed([Call(client, caller, callee) for _ in range(8)]):
+        assert len(relay.calls) == 8
+    assert not relay.calls
 
 
 def test_a_call_that_the_relay_ended_itself_is_no_error(ends):
