@@ -15,6 +15,8 @@ HUES: Final = 6
 _WIDTH, _HEIGHT = 360.0, 200.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50.0, 24.0, 10.0, 22.0
 _INTERVALS: Final = 5
+_ALIKE: Final = 1e-9
+"""Values that differ by less than this part of them are not told apart."""
 _MARKED: Final = 30
 """With more points than these a curve is a line alone."""
 _DRAWN: Final = 400
@@ -52,8 +54,8 @@ def axis(values: Sequence[float]) -> Axis:
     low, high = min(values, default=0.0), max(values, default=1.0)
     if 0 <= low <= 0.6 * high:
         low = 0.0
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    if high - low <= _ALIKE * max(abs(low), abs(high), 1.0):
+        high = low + (abs(low) if abs(low) > _ALIKE else 1.0)
     rough = (high - low) / _INTERVALS
     scale = 10.0 ** math.floor(math.log10(rough))
     step = next((factor * scale for factor in (1, 2, 5) if factor * scale >= rough * (1 - 1e-9)), 10 * scale)
