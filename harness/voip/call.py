@@ -44,48 +44,42 @@ class _Counted:
     intervals: bool = False
 
 
-class Call:
-    """A call from `caller` to `callee` through the relay that `client` controls; use `with`, or placed() for many.
+class Exchange:
+    """Media both ways between two endpoints through a relay, and their figures, however the relay was told of them.
 
-    On the way out of the block it is deleted on the relay, whatever happened, also where only the offer came through.
-    `options` are added to OPTIONS in offer and answer (a key of theirs replaces it); the address family is each side's
-    own. `shared_clock`: both endpoints' hosts have one clock, so that one-way latency can be told. Endpoints may be
-    shared by any number of calls and stay open.
+    `shared_clock`: both endpoints' hosts have one clock, so that one-way latency can be told. Endpoints may be shared
+    by any number of exchanges and stay open.
     """
 
-    def __init__(self, client: NgClient, caller: Endpoint, callee: Endpoint, *,
-                 options: Mapping[str, Value] | None = None, codec: Codec = PCMU, ptime: int = 20,
+    def __init__(self, caller: Endpoint, callee: Endpoint, *, codec: Codec = PCMU, ptime: int = 20,
                  shared_clock: bool = True) -> None:
-        self.id = f"dialtone-{secrets.token_hex(8)}"
-        self.from_tag, self.to_tag = secrets.token_hex(4), secrets.token_hex(4)
         self.caller, self.callee = caller.stream(codec, ptime), callee.stream(codec, ptime)
         self.caller.peer, self.callee.peer = self.callee, self.caller
         self.relay_to_caller: Media | None = None
         """Where the caller sends to and hears from: the relay's address, by its answer."""
         self.relay_to_callee: Media | None = None
-        self._client, self._shared_clock = client, shared_clock
-        self._options = {**OPTIONS, **(options or {})}
-        self._on_relay = False
+        self._shared_clock = shared_clock
         self._counted = {self.caller: _Counted(), self.callee: _Counted()}
-
-    def __enter__(self) -> Call:
-        try:
-            self._set_up()
-        except BaseException as error:
-            _hang_up([self], error)
-            raise
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        _hang_up([self], error)
 
     @property
     def streams(self) -> tuple[Stream, Stream]:
         """The caller's and the callee's, for Traffic."""
         return self.caller, self.callee
 
+    def connect(self, relay_to_caller: Media, relay_to_callee: Media) -> None:
+        """Both streams go to where the relay says."""
+        self.relay_to_caller, self.relay_to_callee = relay_to_caller, relay_to_callee
+        self.caller.towards(relay_to_caller)
+        self.callee.towards(relay_to_callee)
+
+    def forget(self) -> None:
+        """Take the streams from their endpoints: what comes of them from now on is a stranger's."""
+        for stream, peer in (self.streams, self.streams[::-1]):
+            stream.endpoint.streams.pop(stream.ssrc, None)
+            peer.endpoint.forget(stream.sender)
+
     def result(self) -> CallResult:
-        """Both directions since the call began, or since the last interval().
+        """Both directions since the beginning, or since the last interval().
 
         To be asked when the traffic has stopped: what is on its way counts as lost.
         """
@@ -98,42 +92,6 @@ class Call:
             peer.endpoint.forget(stream.sender)
             self._counted[stream] = _Counted(stream.packets, stream.failed.total(), intervals=True)
         return result
-
-    def _set_up(self) -> None:
-        """Offer, answer, and both streams sent to where the relay says."""
-        caller, callee = self.caller.endpoint, self.callee.endpoint
-        self._on_relay = True  # before the offer: its answer may get lost
-        self.relay_to_callee = self._media("offer", callee, self._client.offer(
-            self.id, self.from_tag, sdp.build([self.caller.media]), self._options_for(callee)))
-        self.relay_to_caller = self._media("answer", caller, self._client.answer(
-            self.id, self.from_tag, self.to_tag, sdp.build([self.callee.media]), self._options_for(caller)))
-        self.caller.towards(self.relay_to_caller)
-        self.callee.towards(self.relay_to_callee)
-
-    def delete(self, deadline: Deadline) -> None:
-        """Delete the call on the relay and forget its streams. Raises NgError; a call that is gone already is none."""
-        for stream, peer in (self.streams, self.streams[::-1]):
-            stream.endpoint.streams.pop(stream.ssrc, None)
-            peer.endpoint.forget(stream.sender)
-        if self._on_relay:
-            with suppress(NgUnknownCall):
-                self._client.delete(self.id, self.from_tag, deadline=deadline)
-            self._on_relay = False
-
-    def _options_for(self, receiver: Endpoint) -> Mapping[str, Value]:
-        return {"address-family": sdp.family(receiver.address), **self._options}
-
-    def _media(self, command: str, receiver: Endpoint, text: str) -> Media:
-        try:
-            audio = next((media for media in sdp.parse(text) if media.kind == "audio"), None)
-        except sdp.SdpError as error:
-            raise CallFailed(f"the relay's answer to the {command} of {self.id}: {error}", excerpt=text) from error
-        if audio is None or not audio.port:
-            raise CallFailed(f"the relay's answer to the {command} of {self.id} has no audio", excerpt=text)
-        if audio.family != sdp.family(receiver.address):
-            raise CallFailed(f"the relay's answer to the {command} of {self.id} has {audio.address} for the endpoint "
-                             f"{receiver.address}, which is of another family", excerpt=text)
-        return audio
 
     def _result(self, *, final: bool) -> CallResult:
         caller, callee = self.streams
@@ -156,6 +114,69 @@ class Call:
         else:
             lost = gaps
         return media_stats(stream, sent, failed, seen, lost=max(lost, 0), shared_clock=self._shared_clock)
+
+
+class Call(Exchange):
+    """A call from `caller` to `callee` through the relay that `client` controls; use `with`, or placed() for many.
+
+    On the way out of the block it is deleted on the relay, whatever happened, also where only the offer came through.
+    `options` are added to OPTIONS in offer and answer (a key of theirs replaces it); the address family is each side's
+    own.
+    """
+
+    def __init__(self, client: NgClient, caller: Endpoint, callee: Endpoint, *,
+                 options: Mapping[str, Value] | None = None, codec: Codec = PCMU, ptime: int = 20,
+                 shared_clock: bool = True) -> None:
+        super().__init__(caller, callee, codec=codec, ptime=ptime, shared_clock=shared_clock)
+        self.id = f"dialtone-{secrets.token_hex(8)}"
+        self.from_tag, self.to_tag = secrets.token_hex(4), secrets.token_hex(4)
+        self._client = client
+        self._options = {**OPTIONS, **(options or {})}
+        self._on_relay = False
+
+    def __enter__(self) -> Call:
+        try:
+            self._set_up()
+        except BaseException as error:
+            _hang_up([self], error)
+            raise
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        _hang_up([self], error)
+
+    def _set_up(self) -> None:
+        """Offer, answer, and both streams sent to where the relay says."""
+        caller, callee = self.caller.endpoint, self.callee.endpoint
+        self._on_relay = True  # before the offer: its answer may get lost
+        to_callee = self._media("offer", callee, self._client.offer(
+            self.id, self.from_tag, sdp.build([self.caller.media]), self._options_for(callee)))
+        to_caller = self._media("answer", caller, self._client.answer(
+            self.id, self.from_tag, self.to_tag, sdp.build([self.callee.media]), self._options_for(caller)))
+        self.connect(to_caller, to_callee)
+
+    def delete(self, deadline: Deadline) -> None:
+        """Delete the call on the relay and forget its streams. Raises NgError; a call that is gone already is none."""
+        self.forget()
+        if self._on_relay:
+            with suppress(NgUnknownCall):
+                self._client.delete(self.id, self.from_tag, deadline=deadline)
+            self._on_relay = False
+
+    def _options_for(self, receiver: Endpoint) -> Mapping[str, Value]:
+        return {"address-family": sdp.family(receiver.address), **self._options}
+
+    def _media(self, command: str, receiver: Endpoint, text: str) -> Media:
+        try:
+            audio = next((media for media in sdp.parse(text) if media.kind == "audio"), None)
+        except sdp.SdpError as error:
+            raise CallFailed(f"the relay's answer to the {command} of {self.id}: {error}", excerpt=text) from error
+        if audio is None or not audio.port:
+            raise CallFailed(f"the relay's answer to the {command} of {self.id} has no audio", excerpt=text)
+        if audio.family != sdp.family(receiver.address):
+            raise CallFailed(f"the relay's answer to the {command} of {self.id} has {audio.address} for the endpoint "
+                             f"{receiver.address}, which is of another family", excerpt=text)
+        return audio
 
 
 @contextmanager
