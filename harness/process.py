@@ -139,6 +139,21 @@ def run_logged(
     return Completed(args, process.returncode, "\n".join(tail))
 
 
+@contextlib.contextmanager
+def running(argv: Sequence[str | os.PathLike[str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that runs beside the block and is ended with it, as a whole group; what it prints is added to `log`.
+
+    Raises CommandMissing.
+    """
+    with log.open("ab") as out:
+        process = _spawn(tuple(os.fspath(a) for a in argv), env=None, cwd=None, stdin=subprocess.DEVNULL,
+                         stdout=out.fileno())
+    try:
+        yield process
+    finally:
+        end_group(process)
+
+
 def _lines(fd: int, process: subprocess.Popen[bytes], deadline: Deadline) -> Iterator[str]:
     rest = b""
     while not deadline.expired:

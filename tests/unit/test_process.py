@@ -9,7 +9,7 @@ import pytest
 
 from harness import process
 from harness.deadline import Deadline
-from harness.process import CommandFailed, CommandMissing, CommandTimedOut, run, run_logged
+from harness.process import CommandFailed, CommandMissing, CommandTimedOut, run, run_logged, running
 from harness.resources import processes_with
 
 
@@ -123,6 +123,21 @@ def test_a_callers_error_ends_the_command(tmp_path):
         run_logged(["sh", "-c", f"echo go; sleep {token}"], tmp_path / "log", deadline=Deadline(30), on_line=refuse)
     assert _gone(token)
     assert (tmp_path / "log").read_text().endswith("ended: KeyboardInterrupt\n")
+
+
+def test_a_command_that_runs_beside_a_block_is_ended_with_it(tmp_path):
+    token = _sleeper(tmp_path)
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with pytest.raises(KeyboardInterrupt), \
+            running(["sh", "-c", f"echo out; echo err >&2; sleep {token} & sleep {token}"], log) as beside:
+        limit = Deadline(5)
+        while log.read_text() != "before\nout\nerr\n" and not limit.expired:
+            time.sleep(0.02)
+        assert beside.poll() is None and processes_with(token)
+        raise KeyboardInterrupt
+    assert _gone(token)
+    assert log.read_text() == "before\nout\nerr\n"
 
 
 def test_commands_die_with_us_even_when_we_are_killed(tmp_path):
