@@ -1,4 +1,4 @@
-"""Builder roots: small Debian systems with a compiler and one kernel's headers, kept in the cache.
+"""Roots: small Debian systems with some packages, a compiler and one kernel's headers say, kept in the cache.
 
     <cache>/builder/<release>-<key>/root    complete because it was renamed into place
 """
@@ -59,7 +59,7 @@ def kernel_of(state: AptState, package: str) -> Kernel:
 
 def prepare(packages: Sequence[str], state: AptState, settings: Settings, current: Run, deadline: Deadline,
             log: Path) -> Path:
-    """A builder root with exactly the versions of `packages` that the release has now; from the cache where there.
+    """A root with exactly the versions of `packages` that the release has now; from the cache where there.
 
     Raises BuildError, or HostError where the disk is full.
     """
