@@ -244,6 +244,9 @@ def _calls(work: Work, settings: Settings) -> Row:
             _with_the_sdk(f"{run.id}-peer", known, public)
             work.progress.detail(f"{len(seen)} API calls")
             counts.append(len(seen))
+        for method in ("POST", "DELETE"):
+            if (count := sum(line.startswith(f"{method} ") and "/floatingips" in line for line in seen)) != SERVERS:
+                raise HostError(f"openstacksdk sent {method} for {count} floating IPs, not for {SERVERS}")
 
     _run(work, settings, _opened(settings), stages, f"launching {SERVERS} servers")
     ours, theirs = counts
@@ -281,9 +284,6 @@ def _with_the_sdk(prefix: str, image: str, public_key: str) -> None:
     asked = [sdk.create_server(f"{prefix}{number}", image=image, flavor="empty", network=network.id, key_name=prefix,
                                security_groups=[prefix], config_drive=True) for number in range(SERVERS)]
     there = [sdk.wait_for_server(server, timeout=_PATIENCE) for server in asked]
-    lacking = [s.name for s in there if s.status != "ACTIVE" or not s.public_v4]
-    if lacking:
-        raise HostError(f"openstacksdk left servers without a floating IP: {', '.join(lacking)}")
     for server in there:
         sdk.delete_server(server.id, wait=True, delete_ips=True, timeout=_PATIENCE)
     sdk.delete_keypair(prefix)
