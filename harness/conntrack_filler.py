@@ -4,36 +4,49 @@
 
 A flow is a pair of UDP sockets on loopback that send to each other. An entry seen both ways for more than two seconds
 is ASSURED (nf_conntrack_udp_packet of the kernel), and never evicted to make room; others are. So as many flows begin
-as there is room for, and only when they are assured further ones are tried: those that get in have evicted something,
-and are kept alive, too. Ends by itself after SECONDS; FILE has its state meanwhile, as harness.conntrack_full.Filled.
+as there is room for. What else is in the table and not assured is evicted by further ones; not while own flows are
+young, for they would evict each other. Ends by itself after SECONDS; FILE has its state meanwhile, as
+harness.conntrack_full.Filled.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 ENDS = 32
 """Sockets on each side, so that 1024 flows can be had."""
-ROUND = 0.8
-"""Seconds from one refresh of the flows to the next."""
-ASSURED = 2.2
+PORTS = range(61000, 65536)
+"""Above those that Linux gives by itself (ip_local_port_range), and above the media ports of a relay."""
+ROUND = 0.7
+"""Seconds from one look at the table to the next."""
 TRIES = 200
-"""New flows a round that must be refused before the table counts as full."""
+"""New flows in a round, each of which may find an entry to evict or not: the kernel looks into eight buckets only."""
 SETTINGS = Path("/proc/sys/net/netfilter")
+ENTRIES = Path("/proc/net/nf_conntrack")
+_OWN = re.compile(r" udp .*? src=127\.0\.0\.1 dst=127\.0\.0\.1 sport=(\d+) dport=(\d+) ")
+"""The direction that is first in a line is that of the first packet."""
 
+Ports = tuple[int, int]
 Flow = tuple[socket.socket, socket.socket]
 
 
-def ends() -> list[socket.socket]:
-    found = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(ENDS)]
-    for one in found:
-        one.bind(("127.0.0.1", 0))
+def ends(ports: Iterator[int]) -> list[socket.socket]:
+    """Sockets on the next of `ports` that are free."""
+    found: list[socket.socket] = []
+    while len(found) < ENDS:
+        one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         one.setblocking(False)
+        with suppress(OSError):
+            one.bind(("127.0.0.1", next(ports)))
+            found.append(one)
     return found
 
 
@@ -52,20 +65,37 @@ def room() -> int:
     return int((SETTINGS / "nf_conntrack_max").read_text()) - int((SETTINGS / "nf_conntrack_count").read_text())
 
 
+def listed(flows: dict[Ports, Flow]) -> tuple[dict[Ports, bool], int]:
+    """Which of `flows` are in the table, and whether they are assured; how many others are there that are not."""
+    own: dict[Ports, bool] = {}
+    evictable = 0
+    for line in ENTRIES.read_text().splitlines():
+        match, assured = _OWN.search(line), "[ASSURED]" in line
+        ports = (int(match[1]), int(match[2])) if match else (0, 0)
+        if ports in flows:
+            own[ports] = assured
+        elif not assured:
+            evictable += 1
+    return own, evictable
+
+
 def fill(seconds: float, file: Path) -> None:
-    end = time.monotonic() + seconds
-    flows = list(product(ends(), ends()))
-    alive: dict[Flow, float] = {}
-    refused = 0
+    end, numbers, rounds = time.monotonic() + seconds, iter(PORTS), 0
+    flows = {(one.getsockname()[1], other.getsockname()[1]): (one, other)
+             for one, other in product(ends(numbers), ends(numbers))}
     while time.monotonic() < end:
         begin = time.monotonic()
-        alive = {flow: since for flow, since in alive.items() if talk(flow)}
-        assured = bool(alive) and all(begin - since > ASSURED for since in alive.values())
-        tried = [flow for flow in flows if flow not in alive][:TRIES if assured else max(0, room())]
-        let_in = {flow: begin for flow in tried if talk(flow)}
-        alive |= let_in
-        refused += len(tried) - len(let_in)
-        state = {"flows": len(alive), "refused": refused, "full": assured and not let_in}
+        own, evictable = listed(flows)
+        for ports in own:
+            talk(flows[ports])
+        free, young = max(0, room()), not all(own.values())
+        further = iter([flow for ports, flow in flows.items() if ports not in own][:free or TRIES])
+        if free or (evictable and not young):
+            begun = 0
+            while begun < (free or evictable) and (flow := next(further, None)):
+                begun += talk(flow)
+        rounds += 1
+        state = {"rounds": rounds, "flows": len(own), "full": not (free or young or evictable)}
         whole = file.with_suffix(".new")
         whole.write_text(json.dumps(state))
         whole.rename(file)

@@ -43,11 +43,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Filled:
-    """How far the filler is: the `flows` that it keeps alive, how many new ones were `refused` so far, and whether the
-    table is `full`: all flows assured, and no further one let in."""
+    """How far the filler is: how often it has looked at the table (`rounds`), the `flows` of its own that it keeps
+    there, and whether the table is `full`: no room, and every entry assured."""
 
+    rounds: int = 0
     flows: int = 0
-    refused: int = 0
     full: bool = False
 
     @classmethod

@@ -6,6 +6,7 @@ import pytest
 
 from harness.conntrack import parse_entries
 from harness.plugin import expect
+from harness.units import many
 
 
 @pytest.fixture(scope="module")
@@ -87,4 +88,4 @@ def test_conntrack_never_full(losses, provoked, plan):
     lost = losses() - provoked()
     expect(lost.drop == lost.early_drop == 0, "0 drops and 0 early drops",
            f"{lost.drop} drops and {lost.early_drop} early drops")
-    expect(lost.told <= 0, 'no "table full" in the kernel log', f"{lost.told} lines")
+    expect(lost.told <= 0, 'no "table full" in the kernel log', many(lost.told, "line"))

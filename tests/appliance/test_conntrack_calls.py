@@ -94,8 +94,8 @@ class Siege:
 SIZE = 256
 BUCKETS = 512
 """A page of them: the fewest that the kernel makes. Eviction looks into eight buckets: they must not be empty."""
-TIMEOUT = 4
-"""Seconds until an assured entry is forgotten, so that the table drains soon."""
+SIEGE, DRAIN = 60, 2
+"""Seconds until an assured entry is forgotten: nobody's is while the table is full, and soon afterwards all are."""
 KNOWN = 3
 AHEAD = 2.0
 """Seconds by which the known calls begin before the table is filled: that takes more than two seconds, too."""
@@ -114,7 +114,7 @@ def siege(switchboard, endpoint, host, read, entries, arrived, losses, provoked,
     streams = [stream for call in known for stream in call.streams]
     before = arrived()
     with placed([*known, newcomer, later]), tracked(host, ends[0][0].address), noted(host, losses, provoked), \
-            in_force(host, read, max=SIZE + len(entries()), buckets=BUCKETS, udp_timeout_stream=TIMEOUT):
+            in_force(host, read, max=SIZE + len(entries()), buckets=BUCKETS, udp_timeout_stream=SIEGE):
         with Traffic(streams, report_every=1.0) as traffic:
             traffic.wait(AHEAD)
             empty = losses()
@@ -125,8 +125,11 @@ def siege(switchboard, endpoint, host, read, entries, arrived, losses, provoked,
                 refused = Traffic(newcomer.streams, report_every=0).run(1.5, linger=1.0)
                 came = arrived() - sum(stream.sent for stream in streams) - came
                 after = losses()
+                host.check_output(f"sysctl -q -w net.netfilter.nf_conntrack_udp_timeout_stream={DRAIN}")
+                refreshed = state().rounds
+                wait(FILLING, lambda: state().rounds >= refreshed + 2)
             begin = time.monotonic()
-            wait(TIMEOUT + 10.0, lambda: not filling(entries()))
+            wait(DRAIN + 10.0, lambda: not filling(entries()))
             seconds, left = time.monotonic() - begin, len(filling(entries()))
             welcome = Traffic(later.streams, report_every=0).run(1.5, acceptance.LINGER)
             traffic.stop(acceptance.LINGER)
@@ -170,7 +173,7 @@ def test_full_table_drains(siege, seen):
     """a table that was full drains, and new calls pass again"""
     said = acceptance.in_words([siege.later])
     seen(f"empty after {siege.seconds:.1f} s; then {said}")
-    expect(siege.left == 0, f"no flow left {TIMEOUT} s after its last packet",
+    expect(siege.left == 0, f"no flow left {DRAIN} s after its last packet",
            f"{many(siege.left, 'flow')} after {siege.seconds:.0f} s")
     lost = sum(acceptance.missing(one) for one in acceptance.directions([siege.later]))
     expect(lost == 0, "every packet of a new call", said)

@@ -21,7 +21,7 @@ def test_losses() -> None:
 
 def test_state_of_the_filler() -> None:
     assert Filled.from_json("") == Filled(0, 0, False)
-    assert Filled.from_json('{"flows": 240, "refused": 200, "full": true}') == Filled(240, 200, True)
+    assert Filled.from_json('{"rounds": 3, "flows": 240, "full": true}') == Filled(3, 240, True)
 
 
 def test_the_filler_needs_nothing_but_python() -> None:
