@@ -211,7 +211,7 @@ def placed(site: Site, proxy: Proxy, relay: tuple[str, int], callers: Sequence[E
     own, callee, caller, twin = site.free_ports(4)
     prefix = f"dialtone-{secrets.token_hex(4)}"
     count = len(callers)
-    wiring = Wiring((site.address, own), (site.address, callee), relay)
+    wiring = Wiring((site.address, own), (site.address, callee), relay, secrets.randbits(31))
     with ExitStack() as stack:
         start = stack.enter_context
         answering = start(site.running("callee", *_sipp(site, "callee", callee, callees)))

@@ -18,11 +18,16 @@ FLAGS: Final = "replace-origin replace-session-connection strict-source ICE=remo
 @dataclass(frozen=True)
 class Wiring:
     """`own` is where the proxy listens (UDP), `callee` where it sends calls to, `relay` the media relay's ng protocol;
-    each an IPv4 address and a port."""
+    each an IPv4 address and a port.
+
+    `number` (31 bits) is no other proxy's: a relay answers a cookie that it knows from its cache, whoever sends it, so
+    that cookies have to be unlike those of the proxy before.
+    """
 
     own: tuple[str, int]
     callee: tuple[str, int]
     relay: tuple[str, int]
+    number: int
 
 
 class Proxy(Protocol):
@@ -59,8 +64,8 @@ class Kamailio:
     def files(self, wiring: Wiring) -> Mapping[str, str]:
         template = Template(Path(__file__).with_name("kamailio.cfg").read_text(encoding="utf-8"))
         return {"kamailio.cfg": template.substitute(
-            address=wiring.own[0], port=wiring.own[1], callee=_uri(wiring.callee), relay=_authority(wiring.relay),
-            flags=FLAGS, refused=REFUSED)}
+            address=wiring.own[0], port=wiring.own[1], number=wiring.number, callee=_uri(wiring.callee),
+            relay=_authority(wiring.relay), flags=FLAGS, refused=REFUSED)}
 
     def command(self, directory: str) -> Sequence[str]:
         return ["kamailio", "-DD", "-E", "-Y", "/tmp", "-f", f"{directory}/kamailio.cfg"]

@@ -97,6 +97,16 @@ def test_calls_are_taken_up_carry_media_and_are_hung_up(place):
     assert all("strict-source" in a["flags"] and a["ICE"] == "remove" for a in asked)
 
 
+def test_a_proxy_is_not_answered_what_another_asked_before(place):
+    """The relay answers a cookie that it knows from its cache, and process ids repeat in a namespace of their own."""
+    with relay_double() as relay:
+        for _ in range(3):
+            with place(relay.port) as calls:
+                assert [d.up for d in calls.settle()] == [True] and set(relay.calls) == set(calls.call_ids)
+                assert [d.over for d in calls.hang_up()] == [True] and relay.calls == {}
+        assert spoken(relay) == {"offer": 3, "answer": 3, "delete": 3}
+
+
 def test_the_example_of_the_documentation_runs(site, tmp_path, capsys):
     [text] = re.findall(r"^```python\n(.*?)^```", (PROJECT / "docs/sip.md").read_text(), re.MULTILINE | re.DOTALL)
     text = text.replace("/tmp/sip", os.fspath(tmp_path / "example")).replace("seconds=3", "seconds=0.5")

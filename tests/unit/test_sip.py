@@ -98,9 +98,11 @@ def test_the_last_messages_of_a_call_as_lines():
 
 
 def test_kamailio_is_told_who_is_where():
-    [(name, text)] = Kamailio().files(Wiring(("192.0.2.1", 5060), ("192.0.2.1", 5062), ("192.0.2.9", 2223))).items()
+    wiring = Wiring(("192.0.2.1", 5060), ("192.0.2.1", 5062), ("192.0.2.9", 2223), 4711)
+    [(name, text)] = Kamailio().files(wiring).items()
     assert name == "kamailio.cfg" and Kamailio().command("/files")[-1] == "/files/kamailio.cfg"
-    assert "listen=udp:192.0.2.1:5060\n" in text and '"udp:192.0.2.9:2223"' in text
+    assert "listen=udp:192.0.2.1:5060\n" in text and "server_id=4711\n" in text
+    assert '"udp:192.0.2.9:2223"' in text
     assert '$du = "sip:192.0.2.1:5062";' in text and f't_reply("{REFUSED}"' in text
     assert re.findall(r'rtpengine_(\w+)\("(.*?)"\)', text) == [
         ("delete", "delete-delay=0"), ("offer", FLAGS), ("answer", FLAGS), ("delete", "delete-delay=0")]
