@@ -30,6 +30,7 @@ from harness.cloud import Route, Server
 from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
 from harness.results import Figure, Series
+from harness.run import Run
 from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient
 
@@ -86,6 +87,11 @@ class Session:
         described = appliances_file.select(appliances_file.load(Path(data["appliances"])), data["appliance"])
         return cls(Path(data["ssh_config"]), described, Server.from_json(json.dumps(data["server"])),
                    data["phase"], Path(data["results"]))
+
+    @property
+    def run(self) -> Run:
+        """The run that the server is of; whoever runs the checks holds it."""
+        return Run.open(self.results.parent)
 
     def record(self, entry: dict[str, Any]) -> None:
         with self.results.open("a", encoding="utf-8") as out:
