@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jsonschema
 import yaml
@@ -58,6 +58,9 @@ class Rtpengine:
     log_facility: str = "local1"
     redis: bool | str = False
     """True: one on the appliance; a text: elsewhere, HOST:PORT/DATABASE."""
+    tos: int = 184
+    """TOS octet, or traffic class, of what it sends: 184 is expedited forwarding (RFC 3246)."""
+    learning: str = "nat"
 
     @property
     def redis_endpoint(self) -> str:
@@ -68,6 +71,14 @@ class Rtpengine:
     def redis_here(self) -> bool:
         """Whether that is a Redis on the appliance."""
         return self.redis_endpoint.startswith(("127.", "localhost:", "[::1]:"))
+
+    @property
+    def endpoint_learning(self) -> str:
+        """The daemon's option: how it finds out where the ends of a call are."""
+        return _ENDPOINT_LEARNING[self.learning]
+
+
+_ENDPOINT_LEARNING: Final = {"nat": "heuristic", "known": "off"}
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def tree(root: Path) -> Path:
         "etc/apt/sources.list": "# no mirror\n",
         "etc/rtpengine/rtpengine.conf": "# relay\n[rtpengine]\ntable = 0\nno-fallback = true\nport-min = 30000\n"
                                         "listen-ng = 0.0.0.0:2223\nport-max = 40000\nlog-level = 6\n"
-                                        "log-facility = local1\n",
+                                        "log-facility = local1\ntos = 184\nendpoint-learning = heuristic\n",
         "etc/rsyslog.d/30-rtpengine.conf": "local1.* -/var/log/rtpengine.log\n& stop\n",
         "etc/logrotate.d/rtpengine": "/var/log/rtpengine.log {\n    daily\n}\n",
         "etc/modules-load.d/rtpengine.conf": "xt_RTPENGINE\n",

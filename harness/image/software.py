@@ -140,6 +140,7 @@ def relay_configuration(root: Root, expect: Expectation) -> Seen:
     wanted = {"table": str(expect.relay.table), "no-fallback": str(expect.relay.no_fallback).lower(),
               "port-min": str(expect.relay.port_min), "port-max": str(expect.relay.port_max),
               "log-level": str(expect.relay.log_level), "log-facility": expect.relay.log_facility,
+              "tos": str(expect.relay.tos), "endpoint-learning": expect.relay.endpoint_learning,
               "listen-ng port": str(expect.relay.ng_port), "redis": expect.relay.redis_endpoint or "not set"}
     try:
         options = relayoptions.of_file(root.text("/etc/rtpengine/rtpengine.conf"))

@@ -36,7 +36,7 @@ def test_service_active(host, units, rtpengine):
 @pytest.mark.after("test_service_active")
 @pytest.mark.parametrize("name, field", [
     ("no-fallback", "no_fallback"), ("log-level", "log_level"), ("log-facility", "log_facility"),
-    ("port-min", "port_min"), ("port-max", "port_max")])
+    ("port-min", "port_min"), ("port-max", "port_max"), ("tos", "tos"), ("endpoint-learning", "endpoint_learning")])
 def test_option_in_force(daemon, rtpengine, name, field):
     """the daemon runs with the description's option"""
     wanted = getattr(rtpengine, field)

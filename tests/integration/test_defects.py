@@ -132,9 +132,10 @@ AT_REST = [
     hidden("test_iptables_extension", "$extensions/libxt_RTPENGINE.so"),
     covered("test_option_in_force[log-level-log_level] test_option_in_force[no-fallback-no_fallback] "
             "test_option_in_force[log-facility-log_facility] test_option_in_force[port-min-port_min] "
-            "test_option_in_force[port-max-port_max]", "$conf",
+            "test_option_in_force[port-max-port_max] test_option_in_force[tos-tos] "
+            "test_option_in_force[endpoint-learning-endpoint_learning]", "$conf",
             "s/^log-level = .*/log-level = 7/; s/^no-fallback = .*/no-fallback = false/; s/local1/local2/; "
-            "s/^port-m.*/&1/"),
+            "s/^port-m.*/&1/; s/^tos = .*/tos = 0/; s/^endpoint-learning = .*/endpoint-learning = delayed/"),
     covered("test_pidfile", "/run/rtpengine/rtpengine.pid", "s/.*/1/"),
     covered("test_advertised_address", "/run/cloud-init/instance-data.json",
             '1s/{/&"rtpengine_advertised": "203.0.113.7",/'),

@@ -56,6 +56,9 @@ def test_what_is_said_and_what_is_left_out(tmp_path):
     assert relay.server == ServerSize(memory=2048, cpus=2, disk=4)
     assert relay.conntrack == ConntrackGoal(calls=100, headroom=1.5)
     assert relay.rtpengine and relay.rtpengine.no_fallback and relay.rtpengine.table == 0
+    assert (relay.rtpengine.learning, relay.rtpengine.endpoint_learning) == ("nat", "heuristic")
+    known = select(_load(tmp_path, GOOD.replace("      sources:", "      learning: known\n      sources:", 1)), "relay")
+    assert known.rtpengine and known.rtpengine.endpoint_learning == "off"
     git, debian = relay.rtpengine.sources
     assert (git.kind, git.tag, git.line) == ("git", "mr10.5.3.5", 10)
     assert (debian.kind, debian.package, debian.line) == ("debian-source", "rtpengine", 15)
@@ -116,6 +119,10 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      "appliances.yaml:5:5: appliances.relay.elements: the element conntrack and the section conntrack need each other"),
     ("      sources:", "      port_max: 20000\n      sources:",
      "appliances.yaml:9:7: appliances.relay.rtpengine.port_max: the port range 30000 to 20000 is empty"),
+    ("      sources:", "      learning: always\n      sources:",
+     "appliances.yaml:9:7: appliances.relay.rtpengine.learning: 'always' is not one of ['nat', 'known']"),
+    ("      sources:", "      tos: 256\n      sources:",
+     "appliances.yaml:9:7: appliances.relay.rtpengine.tos: 256 is greater than the maximum of 255"),
     ("version: 10.5.3.5-1+deb12u1", "version: 10.5.3.4-1",
      "appliances.yaml:17:11: appliances.relay.rtpengine.sources.1.version: 10.5.3.4-1 is not version 10.5.3.5 of the "
      "appliance"),

@@ -103,6 +103,8 @@ def refused(name: str, **environment: str) -> str:
     ("rtpengine", {"DIB_RTPENGINE_TABLE": "64"}, "a number from -1 to 63"),
     ("rtpengine", {"DIB_RTPENGINE_PORT_MIN": "40000"}, "is empty"),
     ("rtpengine", {"DIB_RTPENGINE_REDIS": "127.0.0.1:6379"}, "HOST:PORT/DATABASE is needed"),
+    ("rtpengine", {"DIB_RTPENGINE_TOS": "256"}, "a number from 0 to 255"),
+    ("rtpengine", {"DIB_RTPENGINE_ENDPOINT_LEARNING": "on"}, "delayed, immediate, off or heuristic is needed"),
     ("voip-appliance", {}, ""),
     ("voip-appliance", {"DISTRO_NAME": "fedora"}, "only debian can be built"),
     ("voip-appliance", {"DIB_VOIP_KERNEL_PACKAGE": "vmlinuz"}, "a package linux-image-... is needed"),
