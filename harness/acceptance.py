@@ -91,3 +91,25 @@ def cause(results: Sequence[CallResult], arrived: int, relayed: int) -> str:
     if relayed < sent:
         return f"the relay counted {relayed:,} packets: the others came to the server, and not to the relay"
     return f"the relay counted {relayed:,} packets: they were lost behind it"
+
+
+def past_module(ports: Iterable[int]) -> list[str]:
+    """Rules (iptables(8)) that keep what comes to these ports of the relay from its kernel module."""
+    return [f"-p udp --dport {port} -j ACCEPT" for port in ports]
+
+
+def counted(rules: str, address: str, port: int) -> int:
+    """Packets from UDP `port` of `address` by the counter of the rule for them, in what `iptables -v -S` prints."""
+    found = re.search(rf"-s {re.escape(address)}/32 -p udp .*--sport {port} -c (\d+)", rules)
+    return int(found[1]) if found else 0
+
+
+_WORKER = re.compile(r"poller\b(?! timer)")
+
+
+def work(names: Mapping[str, str], times: Mapping[str, str]) -> dict[str, float]:
+    """Milliseconds that each of the daemon's worker threads has run, by thread; both by path below /proc/<pid>/task:
+    `names` of the files comm, `times` of the files schedstat (nanoseconds on a processor, then two more figures)."""
+    workers = {path.split("/")[-2] for path, name in names.items() if _WORKER.match(name)}
+    return {thread: int(text.split()[0]) / 1e6 for path, text in times.items()
+            if (thread := path.split("/")[-2]) in workers and text.strip()}

@@ -39,6 +39,8 @@ class Faults:
     rewrite: Callable[[int, bytes], bytes] = lambda number, data: data
     tos: int = 0
     relayed: bool = True
+    follow: bool = False
+    """An end of a call is where the last packet came from."""
 
 
 @dataclass
@@ -211,7 +213,10 @@ class RelayDouble:
                 else:
                     try:
                         while own.fileno() >= 0:
-                            self._relay(key.data, own.recv(2048))
+                            data, source = own.recvfrom(2048)
+                            if self.faults.follow:
+                                key.data.to = source
+                            self._relay(key.data, data)
                     except BlockingIOError:
                         pass
             while self._due and self._due[0][0] <= time.monotonic():

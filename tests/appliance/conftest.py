@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -150,6 +151,24 @@ def arrived(read):
     """arrived(): packets that the server's network interfaces have received so far."""
     return lambda: sum(int(text) for path, text in read("/sys/class/net/*/statistics/rx_packets").items()
                        if "/lo/" not in path)
+
+
+@pytest.fixture(scope="session")
+def firewall(host):
+    """firewall(*rules): a block in which these rules, in words of iptables(8), come before all others of INPUT."""
+    @contextmanager
+    def ruled(*rules):
+        change("-I", rules[::-1])
+        try:
+            yield
+        finally:
+            change("-D", rules)
+
+    def change(action, rules):
+        lines = "\\n".join(["*filter", *(f"{action} INPUT {rule}" for rule in rules), "COMMIT"])
+        host.check_output(f"printf '{lines}\\n' | iptables-restore -w --noflush")
+
+    return ruled
 
 
 @dataclass(frozen=True)

@@ -5,45 +5,32 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from harness.access import namespace
 from harness.levels import Level
 from harness.voip.ng import NgClient
-from tests.controls import CONFIGURATION, Control, broken, configured, outcomes, rule
+from tests.controls import (
+    CONFIGURATION,
+    DELETES_NOTHING,
+    Control,
+    broken,
+    configured,
+    outcomes,
+    process_of_checks,
+    proxied,
+    rule,
+    ruled,
+)
 from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
 MEDIA = "udp --dport 30000:40000"
-
-# Answers "delete" itself, and lets the relay behind it know nothing of it.
-LIAR = r"""
-cat >/run/liar <<'END'
-import socket
-outside, relay = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in "12")
-outside.bind(("0.0.0.0", 2223))
-relay.connect(("127.0.0.1", 2222))
-while True:
-    request, sender = outside.recvfrom(65535)
-    if b"7:command6:delete" in request:
-        answer = request.split(b" ")[0] + b" d6:result2:oke"
-    else:
-        relay.send(request)
-        answer = relay.recv(65535)
-    outside.sendto(answer, sender)
-END
-systemd-run --quiet --unit=liar python3 /run/liar
-"""
-
 
 CONTROLS = [
     Control("no rule to the module", "iptables -w -D INPUT -p udp -j RTPENGINE --id 0",
@@ -58,8 +45,7 @@ CONTROLS = [
                "echo 203.0.113.7 >/etc/rtpengine/advertised-address"),
     configured("test_media_ports", "ports of another range",
                f"sed -i 's/^port-min.*/port-min = 20000/; s/^port-max.*/port-max = 20999/' {CONFIGURATION}"),
-    configured("test_call_deleted", "a delete that deletes nothing",
-               f"sed -i 's/^listen-ng.*/listen-ng = 127.0.0.1:2222/' {CONFIGURATION}", LIAR, "systemctl stop liar"),
+    proxied("test_call_deleted", "a delete that deletes nothing", DELETES_NOTHING),
 ]
 
 EVERY = ("-m", "level", "-k", "test_media.py or test_kernel_forwarding.py")
@@ -101,17 +87,6 @@ def test_media_that_never_gets_to_the_server_is_not_the_images_failure(server: B
     assert (result.outcome, why in result.seen) == ("error", True), result
 
 
-@contextmanager
-def ruled(server: Booted, rules: str, table: str) -> Iterator[None]:
-    """With a table of nftables in the router's namespace, which is gone with the run in any case."""
-    inside = ["ip", "netns", "exec", server.server.routes[0].namespace, "nft"]
-    subprocess.run([*inside, "-f", "-"], input=rules, text=True, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run([*inside, "delete", "table", *table.split()], check=True)
-
-
 def test_calls_of_checks_that_are_ended_are_deleted(server: Booted) -> None:
     """As at the deadline of the checks, and on Ctrl-C: pytest gets a SIGTERM in the middle of ten calls."""
     route = server.server.routes[0]
@@ -123,19 +98,10 @@ def test_calls_of_checks_that_are_ended_are_deleted(server: Booted) -> None:
         while len(relay.calls()) < 10:
             assert time.monotonic() < limit, "no calls were placed"
             time.sleep(0.1)
-        os.kill(pytest_of(server), signal.SIGTERM)
+        os.kill(process_of_checks(server), signal.SIGTERM)
         checks.join(30)
         assert relay.calls() == []
     assert list(seen[0].values()) == ["error"], "checks that did not come to their end"
-
-
-def pytest_of(server: Booted) -> int:
-    """The process that runs the checks."""
-    context = os.fspath(server.work.run.directory / "checks-first-boot.context.json")
-    found = [int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/cmdline")
-             if context.encode() in entry.read_bytes().split(b"\0")]
-    [process] = found
-    return process
 
 
 def test_media_goes_to_the_advertised_address(server: Booted) -> None:

@@ -47,6 +47,24 @@ def test_counters_of_the_kernel_are_read_by_port() -> None:
     assert acceptance.targets("") == {}
 
 
+def test_the_rule_that_counts_is_found_by_what_it_is_for() -> None:
+    rules = """\
+-P INPUT ACCEPT -c 5 500
+-A INPUT -s 198.18.0.1/32 -p udp -m udp --sport 41000 -c 655 112660
+-A INPUT -p udp -m udp --dport 30000 -c 7 70 -j ACCEPT
+"""
+    assert acceptance.counted(rules, "198.18.0.1", 41000) == 655
+    assert acceptance.counted(rules, "198.18.0.1", 41001) == acceptance.counted(rules, "198.18.0.10", 41000) == 0
+
+
+def test_only_worker_threads_count_and_only_their_running() -> None:
+    names = {"/proc/7/task/7/comm": "rtpengine\n", "/proc/7/task/8/comm": "poller timer\n",
+             "/proc/7/task/9/comm": "poller\n", "/proc/7/task/10/comm": "poller\n"}
+    times = {path.replace("comm", "schedstat"): "14500000 99 3\n" for path in names}
+    assert acceptance.work(names, times) == {"9": 14.5, "10": 14.5}
+    assert acceptance.work(names, {**times, "/proc/7/task/10/schedstat": ""}) == {"9": 14.5}, "ended meanwhile"
+
+
 def test_growth_of_a_port_that_is_not_counted_is_none() -> None:
     assert acceptance.grown({30000: 70}, {30000: 170, 30002: 5}, [30000, 30002, 30004]) == {
         30000: 100, 30002: 5, 30004: 0}
