@@ -231,7 +231,8 @@ def _own_address(route: Route) -> str:
     if route.gateway:
         raise HostError(f"media can't be sent through the gateway {route.gateway.host}",
                         hint="the acceptance level needs a route that begins on this host")
-    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM) as probe:
+    family = socket.AF_INET6 if ":" in route.address else socket.AF_INET
+    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM, family) as probe:
         try:
             probe.connect((route.address, 9))
         except OSError as error:

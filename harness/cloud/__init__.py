@@ -94,7 +94,7 @@ class ServerSpec:
 
 @dataclass(frozen=True)
 class Server:
-    """A launched server. `name` is also its SSH alias; addresses are IPv4 in text form.
+    """A launched server. `name` is also its SSH alias; addresses are in text form, `internal_ipv6` empty without one.
 
     `datasource` is the data source that the cloud offers it, by cloud-init's name (ConfigDrive, OpenStack); empty
     where that is not known.
@@ -108,6 +108,7 @@ class Server:
     routes: tuple[Route, ...]
     console_log: Path
     datasource: str = ""
+    internal_ipv6: str = ""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str, indent=1)

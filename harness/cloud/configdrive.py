@@ -21,7 +21,10 @@ LABEL = "config-2"
 
 @dataclass(frozen=True)
 class Instance:
-    """What a server is told about itself; `public_key` is one line of OpenSSH's format, `mtu` is in bytes."""
+    """What a server is told about itself; `public_key` is one line of OpenSSH's format, `mtu` is in bytes.
+
+    `internal_ipv6` is empty, or of a network with a prefix of 64 bits.
+    """
 
     uuid: str
     name: str
@@ -30,6 +33,7 @@ class Instance:
     mac: str
     network_id: str
     internal_ip: str
+    internal_ipv6: str
     floating_ip: str
     mtu: int = 1500
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -53,6 +57,10 @@ def files(instance: Instance) -> dict[str, str]:
         "networks": [{"id": "network0", "type": "ipv4_dhcp", "link": "tap0", "network_id": instance.network_id}],
         "services": [],
     }
+    if instance.internal_ipv6:
+        network["networks"].append({
+            "id": "network1", "type": "ipv6", "link": "tap0", "network_id": instance.network_id,
+            "ip_address": instance.internal_ipv6, "netmask": "ffff:ffff:ffff:ffff::", "routes": []})
     ec2 = {
         "instance-id": instance.uuid,
         "local-hostname": instance.name,

@@ -137,7 +137,7 @@ class LocalCloud:
             run.journal.creating(Resource("path", os.fspath(path)))
         content = configdrive.files(configdrive.Instance(
             server.id, spec.name, spec.public_key, spec.user_data, mac, network.router, server.internal_ip,
-            server.floating_ip, metadata=spec.metadata))
+            server.internal_ipv6, server.floating_ip, metadata=spec.metadata))
         configdrive.write(content, drive, deadline)
         machine = qemu.Machine(
             token=record.token, uuid=server.id, accelerator=chosen.name,
@@ -204,10 +204,13 @@ class LocalCloud:
         port = Port(number, networks.allocate_floating_ip(network, identity.int), tuple(spec.ports))
         networks.plug(network, [*ports, port], deadline, egress=self._settings.egress)
         internal, floating = str(port.internal_ip), str(port.floating_ip)
+        version6 = [str(port.internal_ipv6)] if networks.has_ipv6() else []
         server = Server(
             name=spec.name, id=str(identity), user=spec.user, internal_ip=internal, floating_ip=floating,
-            routes=(Route(RouteKind.NAMESPACE, internal, network.namespace), Route(RouteKind.FLOATING_IP, floating)),
-            console_log=run.directory / spec.name / "console.log", datasource="ConfigDrive")
+            routes=(Route(RouteKind.NAMESPACE, internal, network.namespace), Route(RouteKind.FLOATING_IP, floating),
+                    *(Route(RouteKind.NAMESPACE, address, network.namespace) for address in version6)),
+            console_log=run.directory / spec.name / "console.log", datasource="ConfigDrive",
+            internal_ipv6="".join(version6))
         record = _Record(server, port, self._token(run, spec.name))
         _save(run, record)
         return record

@@ -14,7 +14,8 @@ import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from pathlib import Path
 from typing import Any
 
 from harness.cloud.ownership import Mark
@@ -27,6 +28,11 @@ from harness.run import Journal
 
 SUBNET = IPv4Network("10.64.0.0/24")
 GATEWAY = SUBNET[1]
+SUBNET6 = IPv6Network("fdd1:a170:e::/64")
+"""Unique local addresses (RFC 4193) beside those; no floating address leads to them."""
+GATEWAY6 = SUBNET6[1]
+LINK_LOCAL = "fe80::1"
+"""The router's: what neighbours ask whether it is still there comes from such an address, and so goes the answer."""
 HOST_LINK = "dt-"
 CAPACITY = 200
 """Servers that one private network holds."""
@@ -46,6 +52,10 @@ class Port:
     @property
     def internal_ip(self) -> IPv4Address:
         return SUBNET[_FIRST + self.number]
+
+    @property
+    def internal_ipv6(self) -> IPv6Address:
+        return SUBNET6[_FIRST + self.number]
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,11 @@ def external_network(cidr: str) -> IPv4Network:
     return network
 
 
+def has_ipv6() -> bool:
+    """Whether this host's kernel speaks it; where it does not, servers have no IPv6 address."""
+    return Path("/proc/net/if_inet6").exists()
+
+
 def create(network: Network, journal: Journal, deadline: Deadline, *, egress: bool = False) -> None:
     """Make the router, its private network and the link to the host. Raises HostError."""
     conflict = next(conflicts(network.external, routes()), None)
@@ -119,6 +134,8 @@ def create(network: Network, journal: Journal, deadline: Deadline, *, egress: bo
            f"link add {network.bridge} type bridge forward_delay 0",
            f"link set {network.bridge} alias {network.mark} addrgenmode none",
            f"address add {GATEWAY}/{SUBNET.prefixlen} dev {network.bridge}",
+           *([f"address add {address}/64 dev {network.bridge} nodad" for address in (LINK_LOCAL, GATEWAY6)]
+             if has_ipv6() else []),
            f"link set {network.bridge} up",
            f"link set {network.external_link} addrgenmode none",
            f"link set {network.external_link} up",
@@ -200,10 +217,12 @@ def ruleset(network: Network, ports: Sequence[Port], *, egress: bool) -> str:
     """
     let_in = []
     for port in ports:
-        let_in.append(f"ip daddr {port.internal_ip} icmp type echo-request accept")
+        let_in += [f"ip daddr {port.internal_ip} icmp type echo-request accept",
+                   f"ip6 daddr {port.internal_ipv6} icmpv6 type echo-request accept"]
         for spec in dict.fromkeys(("22/tcp", *port.ports)):
             numbers, _, protocol = spec.partition("/")
-            let_in.append(f"ip daddr {port.internal_ip} {protocol} dport {numbers} accept")
+            let_in += [f"{to} {protocol} dport {numbers} accept"
+                       for to in (f"ip daddr {port.internal_ip}", f"ip6 daddr {port.internal_ipv6}")]
     dnat = [f"iifname {network.external_link} ip daddr {p.floating_ip} dnat ip to {p.internal_ip}" for p in ports]
     out = f'iifname "{network.bridge}" oifname "{EGRESS_LINK}" accept' if egress else ""
     masquerade = f'oifname "{EGRESS_LINK}" masquerade' if egress else ""
@@ -220,6 +239,7 @@ table inet dialtone {{
     ct state established,related accept
     iifname "{network.bridge}" udp dport 67 accept
     iifname "{network.bridge}" icmp type echo-request accept
+    iifname "{network.bridge}" icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} accept
   }}
   chain forward {{
     type filter hook forward priority filter; policy drop;
@@ -232,6 +252,7 @@ table inet dialtone {{
     type filter hook output priority filter; policy accept;
     ct state established,related accept
     oifname "{network.bridge}" udp sport 67 accept
+    oifname "{network.bridge}" icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
     oifname "{network.bridge}" jump servers
     oifname "{network.bridge}" reject with icmpx admin-prohibited
   }}

@@ -1,4 +1,4 @@
-"""Strangers, TOS, threads and ports on one real server: green, and red where what a check proves is broken."""
+"""Strangers, TOS, threads, ports and IPv6 on one real server: green, and red where what a check proves is broken."""
 
 from __future__ import annotations
 
@@ -43,9 +43,14 @@ from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
-EVERY = ("-m", "level", "-k", "test_strangers.py or test_media_paths.py or test_ports.py")
+EVERY = ("-m", "level", "-k", "test_strangers.py or test_media_paths.py or test_ports.py or test_ipv6.py")
 NOTHING_INJECTED = "test_nothing_injected[user-space] test_nothing_injected[kernel]"
 STRANGERS = f"test_no_media_stolen {NOTHING_INJECTED}"
+WAYS = ("IPv6", "IPv4-to-IPv6", "IPv6-to-IPv4")
+CALLS6, FORWARDED6 = (" ".join(f"{check}[{way}]" for way in WAYS)
+                      for check in ("test_call_over_ipv6", "test_ipv6_forwarded_by_module"))
+LOSS6 = "INPUT -p udp --dport 30000:40000 -m statistic --mode nth --every 49 --packet 25 -j DROP"
+TO_MODULE = "INPUT -p udp -j RTPENGINE --id 0"
 WITHOUT_TOS = "POSTROUTING -t mangle -p udp --sport 30000:40000 -m owner ! --socket-exists -j TOS --set-tos 0"
 """For what no process sent: the kernel module's packets."""
 LEARNING = f"sed -i 's/^endpoint-learning.*/endpoint-learning = {{}}/' {CONFIGURATION}"
@@ -73,6 +78,9 @@ CONTROLS = [
     configured("test_threads_share_work", "one thread", f"echo num-threads = 1 >>{CONFIGURATION}"),
     commanded("test_ports_exhausted_and_released", "more ports than configured", "--port-max=40000"),
     proxied("test_ports_exhausted_and_released", "ports that are not released", DELETES_NOTHING),
+    Control("packets lost over IPv6", f"ip6tables -w -I {LOSS6}", f"ip6tables -w -D {LOSS6}", CALLS6),
+    Control("no rule to the module for IPv6", f"ip6tables -w -D {TO_MODULE}", f"ip6tables -w -I {TO_MODULE}",
+            FORWARDED6, green=CALLS6),
 ]
 
 
@@ -128,12 +136,13 @@ def test_media_are_stolen_from_an_unpatched_relay(server: Booted, real_settings:
     [package] = tmp_path.glob("*.deb")
     subprocess.run(["dpkg-deb", "-x", package, tmp_path], check=True)
     program = base64.b64encode(gzip.compress((tmp_path / "usr/bin/rtpengine").read_bytes())).decode("ascii")
-    missing = server.root(f"base64 -d <<'END' | gunzip >/run/unpatched\n{program}\nEND\n"
-                          "chmod 755 /run/unpatched; ldd /run/unpatched | grep 'not found' || true")
+    missing = server.root(f"base64 -d <<'END' | gunzip >/var/lib/unpatched\n{program}\nEND\n"
+                          "chmod 755 /var/lib/unpatched; ldd /var/lib/unpatched | grep 'not found' || true")
     if missing:
         pytest.skip(f"the image lacks libraries of Debian's own relay: {missing}")
-    with broken(server, Control("", "mount --bind /run/unpatched /usr/sbin/rtpengine; systemctl restart rtpengine",
-                                "umount /usr/sbin/rtpengine; systemctl restart rtpengine", "")):
+    with broken(server, Control("", "mount --bind /var/lib/unpatched /usr/sbin/rtpengine; systemctl restart rtpengine",
+                                "systemctl stop rtpengine; umount /usr/sbin/rtpengine; rm /var/lib/unpatched; "
+                                "systemctl start rtpengine", "")):
         assert outcomes(server, "-k", "test_no_media_stolen") == {"test_no_media_stolen": "failed"}
 
 

@@ -147,13 +147,15 @@ def stand_in(server: Server, number: int = 0) -> Iterator[str]:
 
 def give_address(guest: str, server: Server) -> None:
     subprocess.run(["sh", "-ec", f"ip -n {guest} address add {server.internal_ip}/24 dev eth0; "
+                                 f"ip -n {guest} address add {server.internal_ipv6}/64 dev eth0 nodad; "
                                  f"ip -n {guest} route add default via 10.64.0.1"], check=True)
 
 
-def listening(namespace: str, kind: socket.SocketKind, port: int) -> socket.socket:
-    made = open_socket(namespace, kind)
+def listening(namespace: str, kind: socket.SocketKind, port: int,
+              family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    made = open_socket(namespace, kind, family)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    made.bind(("0.0.0.0", port))
+    made.bind(("", port))
     if kind == socket.SOCK_STREAM:
         made.listen()
     made.settimeout(3)
@@ -161,7 +163,8 @@ def listening(namespace: str, kind: socket.SocketKind, port: int) -> socket.sock
 
 
 def connects(namespace: str, address: str, port: int) -> bool:
-    with open_socket(namespace, socket.SOCK_STREAM) as client:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with open_socket(namespace, socket.SOCK_STREAM, family) as client:
         client.settimeout(1.5)
         try:
             client.connect((address, port))
@@ -182,6 +185,10 @@ def test_packets_reach_what_they_should_and_nothing_else(settings: Settings, run
             assert connects(router, server.internal_ip, 22)
             assert not connects("", server.floating_ip, 80)
             assert not connects(router, server.internal_ip, 80)
+        with (listening(guest, socket.SOCK_STREAM, 22, socket.AF_INET6),
+              listening(guest, socket.SOCK_STREAM, 80, socket.AF_INET6)):
+            assert connects(router, server.internal_ipv6, 22)
+            assert not connects(router, server.internal_ipv6, 80)
         with listening(guest, socket.SOCK_DGRAM, 5004) as relay, open_socket("", socket.SOCK_DGRAM) as client:
             client.settimeout(3)
             client.sendto(b"ping", (server.floating_ip, 5004))

@@ -170,12 +170,13 @@ def test_what_a_check_measured_stays_when_it_is_ended(run: Run) -> None:
     assert last.id == "pytest" and last.outcome == "error"
 
 
-def test_an_endpoint_has_the_address_of_its_side_of_the_route(run: Run) -> None:
-    result = check(run, '''
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_an_endpoint_has_the_address_of_its_side_of_the_route(run: Run, address: str) -> None:
+    result = check(run, f'''
         def test_endpoint(endpoint_towards):
-            end = endpoint_towards("127.0.0.1", tos=184)
-            assert end.address == "127.0.0.1" and end.rtcp_port == end.port + 1
-        ''', routes=(Route(RouteKind.FLOATING_IP, "127.0.0.1"),))[0]
+            end = endpoint_towards("{address}", tos=184)
+            assert end.address == "{address}" and end.rtcp_port == end.port + 1
+        ''', routes=(Route(RouteKind.FLOATING_IP, address),))[0]
     assert result.outcome == "passed", result
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.conftest import lacking
 INSTANCE = configdrive.Instance(
     uuid="a63c1954-e412-4b79-be24-4901c8559f69", name="server1", public_key="ssh-ed25519 AAAA me\n",
     user_data="#cloud-config\n", mac="fa:16:3e:61:16:0a", network_id="n", internal_ip="10.64.0.10",
-    floating_ip="198.18.77.1", metadata={"rtpengine_advertised": "198.18.77.1"})
+    internal_ipv6="fd00::a", floating_ip="198.18.77.1", metadata={"rtpengine_advertised": "198.18.77.1"})
 
 
 def test_metadata_names_server_and_key() -> None:
@@ -26,11 +27,15 @@ def test_metadata_names_server_and_key() -> None:
     assert data["meta"] == {"rtpengine_advertised": "198.18.77.1"}
 
 
-def test_network_is_dhcp_on_the_server_s_mac() -> None:
+def test_network_is_dhcp_on_the_server_s_mac_and_a_fixed_ipv6_address() -> None:
     data = json.loads(configdrive.files(INSTANCE)["openstack/latest/network_data.json"])
     assert data["links"][0]["ethernet_mac_address"] == INSTANCE.mac
     assert data["networks"] == [{"id": "network0", "type": "ipv4_dhcp", "link": data["links"][0]["id"],
-                                 "network_id": "n"}]
+                                 "network_id": "n"},
+                                {"id": "network1", "type": "ipv6", "link": data["links"][0]["id"], "network_id": "n",
+                                 "ip_address": "fd00::a", "netmask": "ffff:ffff:ffff:ffff::", "routes": []}]
+    without = configdrive.files(replace(INSTANCE, internal_ipv6=""))["openstack/latest/network_data.json"]
+    assert json.loads(without)["networks"] == data["networks"][:1]
 
 
 def test_user_data_is_passed_as_it_is() -> None:

@@ -13,7 +13,9 @@ from harness.cloud import dhcp
 from harness.cloud.network import (
     CAPACITY,
     GATEWAY,
+    GATEWAY6,
     SUBNET,
+    SUBNET6,
     Network,
     Port,
     candidates,
@@ -45,6 +47,8 @@ def test_every_server_has_its_own_addresses() -> None:
     internal = {Port(n, GATEWAY).internal_ip for n in range(CAPACITY)}
     assert len(internal) == CAPACITY
     assert all(a in SUBNET and a not in {GATEWAY, SUBNET.broadcast_address} for a in internal)
+    version6 = {Port(n, GATEWAY).internal_ipv6 for n in range(CAPACITY)}
+    assert len(version6) == CAPACITY and all(a in SUBNET6 and a != GATEWAY6 for a in version6)
 
 
 def test_mark_is_found_again_and_no_other_text() -> None:
@@ -105,6 +109,7 @@ def test_rules_let_in_what_the_server_asks_for_and_ssh() -> None:
     text = ruleset(NETWORK, [port], egress=False)
     for rule in ("tcp dport 22", "udp dport 2223", "udp dport 30000-40000"):
         assert f"ip daddr {port.internal_ip} {rule} accept" in text
+        assert f"ip6 daddr {port.internal_ipv6} {rule} accept" in text
     assert f"ip daddr 198.18.4.4 dnat ip to {port.internal_ip}" in text
 
 
