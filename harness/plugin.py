@@ -270,8 +270,8 @@ class Measure:
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest) -> Measure:
-    """What a check measures, in numbers: measure.figure(...), measure.series(...); for use while the check runs."""
-    return Measure(request.node.stash.setdefault(_ENTRY, _blank(request.node)))
+    """What a check measures, in numbers: measure.figure(...), measure.series(...)."""
+    return Measure(request.node.stash[_ENTRY])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -301,6 +301,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     state = item.config.stash[_SESSION]
+    state.running = item.stash.setdefault(_ENTRY, _blank(item))
     if state.lost >= _MOST_LOST:
         pytest.skip("not looked at, because the connection to the server is lost")
     failed = state.failed
@@ -313,8 +314,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
                               ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    entry = item.stash.setdefault(_ENTRY, _blank(item))
-    item.config.stash[_SESSION].running = entry
+    entry = item.stash[_ENTRY]
     entry["seconds"] = round(entry["seconds"] + call.duration, 3)
     if report.skipped:
         entry["outcome"] = "skipped"

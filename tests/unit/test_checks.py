@@ -170,6 +170,20 @@ def test_what_a_check_measured_stays_when_it_is_ended(run: Run) -> None:
     assert last.id == "pytest" and last.outcome == "error"
 
 
+def test_a_check_that_is_ended_in_a_fixture_is_named(run: Run) -> None:
+    first, last = check(run, """
+        import os, signal
+
+        @pytest.fixture(scope="session")
+        def calls():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def test_ended(calls):
+            pass
+        """)
+    assert (first.title, first.outcome, last.id) == ("test_ended", "error", "pytest")
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_an_endpoint_has_the_address_of_its_side_of_the_route(run: Run, address: str) -> None:
     result = check(run, f'''
