@@ -24,7 +24,7 @@ from harness.settings import Settings
 
 PROJECT = Path(__file__).resolve().parent
 DEFAULT = "rtpengine"
-_LEVEL = "which checks: basic, or acceptance: with calls, too"
+_LEVEL = "which checks: basic, acceptance: with calls, too, or load: how many calls, too"
 
 
 def _settings(cloud: str | None = None, keep: str | None = None) -> Settings:

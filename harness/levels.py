@@ -10,11 +10,12 @@ from harness.errors import DescriptionError
 class Level(StrEnum):
     """Each level runs its own checks and those of the levels before it.
 
-    BASIC looks at the server, ACCEPTANCE uses it as its users will: calls with media.
+    BASIC looks at the server, ACCEPTANCE uses it as its users will: calls with media. LOAD measures how many.
     """
 
     BASIC = "basic"
     ACCEPTANCE = "acceptance"
+    LOAD = "load"
 
     @classmethod
     def named(cls, name: str) -> Level:
@@ -26,3 +27,8 @@ class Level(StrEnum):
     @property
     def rank(self) -> int:
         return list(Level).index(self)
+
+    @property
+    def after_reboot(self) -> Level:
+        """What a night checks after the reboot: load is measured once, it takes minutes."""
+        return Level.ACCEPTANCE if self is Level.LOAD else self

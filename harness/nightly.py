@@ -117,5 +117,5 @@ def nightly(work: Work, *, force: bool = False, level: Level = Level.BASIC) -> N
     [server] = work.launch(work.upload(image))
     if red := work.check(server, level=level):
         raise red
-    if red := work.reboot(server, level):
+    if red := work.reboot(server, level.after_reboot):
         raise red

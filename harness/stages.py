@@ -39,7 +39,8 @@ from harness.units import many, octets
 FIRST_BOOT = "first boot"
 AFTER_REBOOT = "after reboot"
 
-DEADLINES = {"look": 120, "build": 3600, "inspect": 300, "upload": 900, "launch": 600, "check": 900, "reboot": 600}
+DEADLINES = {"look": 120, "build": 3600, "inspect": 300, "upload": 900, "launch": 600, "check": 900, "load": 900,
+             "reboot": 600}
 """Seconds that a stage may take on a loaded machine without hardware acceleration."""
 
 
@@ -196,8 +197,10 @@ class Work:
 
     def _check(self, server: Server, phase: str, selection: Sequence[str], level: Level,
                say: Callable[[str], None]) -> DialtoneError | None:
-        self.run.facts["level"] = str(level)
-        results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(DEADLINES["check"]),
+        before = Level(self.run.facts.get("level", level)) if phase == AFTER_REBOOT else level
+        self.run.facts["level"] = str(max(before, level, key=lambda one: one.rank))
+        limit = DEADLINES["check"] + (DEADLINES["load"] if level is Level.LOAD else 0)
+        results = checks.run_checks(self.run, server, self.appliance, phase, say, Deadline(limit),
                                     selection=selection, level=level)
         if self.appliance.conntrack and not any(r.outcome == "error" for r in results):
             table = plan(self.appliance.conntrack, self.appliance.server.memory)

@@ -76,9 +76,8 @@ def ruled(server: Booted, rules: str, table: str) -> Iterator[None]:
         subprocess.run([*inside, "delete", "table", *table.split()], check=True)
 
 
-def outcomes(server: Booted, *selection: str) -> dict[str, str]:
-    return {result.id.rsplit("::", 1)[-1]: result.outcome
-            for result in server.results(*selection, level=Level.ACCEPTANCE)}
+def outcomes(server: Booted, *selection: str, level: Level = Level.ACCEPTANCE) -> dict[str, str]:
+    return {result.id.rsplit("::", 1)[-1]: result.outcome for result in server.results(*selection, level=level)}
 
 
 def process_of_checks(server: Booted) -> int:

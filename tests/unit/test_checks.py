@@ -259,9 +259,14 @@ def test_no_checks_is_a_mistake_and_never_green(run: Run) -> None:
 
 
 @pytest.mark.parametrize("level, ran", [
-    (Level.BASIC, ["test_basic"]), (Level.ACCEPTANCE, ["test_basic", "test_call"])])
+    (Level.BASIC, ["test_basic"]), (Level.ACCEPTANCE, ["test_basic", "test_call"]),
+    (Level.LOAD, ["test_basic", "test_call", "test_many"])])
 def test_each_level_runs_its_own_checks_after_those_before_it(run: Run, level: Level, ran: list[str]) -> None:
     source = '''
+        @pytest.mark.level("load")
+        def test_many():
+            pass
+
         @pytest.mark.level("acceptance")
         def test_call():
             pass
