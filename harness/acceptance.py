@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from harness.errors import CloudError, HostError
 from harness.units import many
 from harness.voip.call import CallResult
+from harness.voip.endpoint import Stream
 from harness.voip.mediastats import MediaStats
-from harness.voip.traffic import Health
+from harness.voip.traffic import Health, Traffic
 
 LINGER = 2.0
-"""Seconds without a packet after which no more is waited for: an emulated server stops for some 0.5 s now and then."""
+"""Seconds without a packet after which no more is waited for."""
+
+STALL = 0.5
+"""Seconds for which an emulated server stops now and then."""
+
+LEARNING = 15.0
+"""Seconds at most until every stream is forwarded in the kernel. The daemon takes 3 s to be sure of an endpoint."""
 
 _TARGET = re.compile(r"^local inet[46] \S*:(\d+)$")
 _COUNTED = re.compile(r"^ +stats: +\d+ bytes, +(\d+) packets")
@@ -38,6 +47,40 @@ def targets(text: str) -> dict[int, int]:
 def grown(before: Mapping[int, int], after: Mapping[int, int], ports: Iterable[int]) -> dict[int, int]:
     """By how much the counters of `ports` grew; one that is not counted at all is 0."""
     return {port: after.get(port, 0) - before.get(port, 0) for port in ports}
+
+
+def learned(traffic: Traffic, streams: Iterable[Stream], listed: Callable[[], str]) -> float | None:
+    """Let `traffic` run until the module has the ports that `streams` send to; the seconds that took.
+
+    `listed` tells what /proc/rtpengine/<table>/list holds. None where that does not come about within LEARNING.
+    """
+    begin, ports = time.monotonic(), {stream.target[1] for stream in streams}
+    while time.monotonic() < begin + LEARNING:
+        traffic.wait(0.5)
+        if ports <= set(targets(listed())):
+            return time.monotonic() - begin
+    return None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A time without network: at least and at most so many seconds by the server's clock."""
+
+    least: float
+    most: float
+
+    @classmethod
+    def between(cls, times: str) -> Cut:
+        """Of four moments in seconds: before the network was cut, after, before it was put back, after."""
+        before, cut, mending, mended = map(float, times.split())
+        return cls(mending - cut, mended - before)
+
+    def packets(self, ptime: int) -> range:
+        """How many packets of a stream it may have cost, where one is sent every `ptime` milliseconds.
+
+        A server that stood still as the cut began or ended takes what came meanwhile for a part of it, or not.
+        """
+        return range(int(max(self.least - STALL, 0) * 1000 / ptime), int((self.most + STALL) * 1000 / ptime) + 2)
 
 
 def directions(results: Iterable[CallResult]) -> list[MediaStats]:

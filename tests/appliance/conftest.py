@@ -8,7 +8,6 @@ costs an emulated server next to nothing, starting a program 0.1 s and more: so 
 from __future__ import annotations
 
 import re
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from harness import acceptance, relayoptions
 from harness.conntrack import plan as conntrack_plan
 from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
+from harness.plugin import expect
 from harness.voip.call import Call, CallResult, placed
 from harness.voip.ng import NgNoAnswer
 from harness.voip.traffic import Health, Traffic
@@ -190,8 +190,6 @@ class Conversation:
 
 
 CALLS = 10
-LEARNING = 15.0
-"""Seconds at most until every stream is forwarded in the kernel. The daemon takes 3 s to be sure of an endpoint."""
 AFTERWARDS = 4.0
 
 
@@ -205,14 +203,8 @@ def conversation(switchboard, endpoint, read, arrived, rtpengine):
     streams = [stream for call in calls for stream in call.streams]
     before, came = switchboard.statistics()["totalstatistics"], arrived()
     with placed(calls):
-        learned = None
         with Traffic(streams, report_every=0) as learning:
-            begin = time.monotonic()
-            while learned is None and time.monotonic() < begin + LEARNING:
-                learning.wait(0.5)
-                known = acceptance.targets(read(file).get(file, ""))
-                if {stream.target[1] for stream in streams} <= set(known):
-                    learned = time.monotonic() - begin
+            learned = acceptance.learned(learning, streams, lambda: read(file).get(file, ""))
             learning.stop(acceptance.LINGER)
         counted, packets = acceptance.targets(read(file).get(file, "")), {s: s.sent for s in streams}
         afterwards = Traffic(streams, report_every=0).run(AFTERWARDS, acceptance.LINGER)
@@ -222,3 +214,62 @@ def conversation(switchboard, endpoint, read, arrived, rtpengine):
     after = switchboard.statistics()["totalstatistics"]
     totals = {name: int(after[name]) - int(before[name]) for name in after if name.startswith("relayedpackets")}
     return Conversation(results, [learning.health, afterwards], arrived() - came, learned, sent, forwarded, totals)
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Calls whose media go on meanwhile."""
+
+    calls: list[Call]
+    traffic: Traffic
+
+    @property
+    def streams(self):
+        return [stream for call in self.calls for stream in call.streams]
+
+    def during(self, seconds):
+        """The figures of all calls from when they were last asked for to `seconds` from now; lost are gaps only."""
+        self.traffic.wait(seconds)
+        return [call.interval() for call in self.calls]
+
+
+@pytest.fixture
+def talk(switchboard, endpoint):
+    """Five calls that have begun."""
+    caller, callee = endpoint(), endpoint()
+    calls = [Call(switchboard, caller, callee) for _ in range(5)]
+    with placed(calls), Traffic((s for call in calls for s in call.streams), report_every=0) as traffic:
+        traffic.wait(1)
+        yield Talk(calls, traffic)
+
+
+@pytest.fixture
+def listed(read, rtpengine):
+    """listed(): what the module's table holds."""
+    file = f"/proc/rtpengine/{rtpengine.table}/list"
+    return lambda: read(file).get(file, "")
+
+
+@pytest.fixture
+def settled(talk, listed, rtpengine):
+    """Five calls that the kernel forwards, where that is described."""
+    if rtpengine.table >= 0:
+        expect(acceptance.learned(talk.traffic, talk.streams, listed) is not None,
+               "every stream in the module's table", "some are not")
+    return talk
+
+
+@pytest.fixture
+def whole(talk, arrived, seen):
+    """whole(results, said): all streams of `talk` had media without a gap; `said` is what else was measured."""
+    came = arrived()
+
+    def judge(results, said):
+        acceptance.fit(results, [talk.traffic.health], arrived() - came)
+        every = acceptance.directions(results)
+        silent, lost = sum(not one.received for one in every), sum(one.lost for one in every)
+        seen(said)
+        expect(not silent and not lost, f"media of {len(every)} streams, no packet lost",
+               f"{silent} streams silent, {lost} packets lost; {said}")
+
+    return judge

@@ -111,3 +111,25 @@ def test_media_that_never_reached_the_server_are_not_its_loss() -> None:
     assert acceptance.cause([some], 5, 5) == "the server's network interface received only 5 packets"
     assert "came to the server, and not to the relay" in acceptance.cause([some], 1000, sent - 1)
     assert "lost behind it" in acceptance.cause([some], 1000, sent)
+
+
+def test_media_run_until_the_module_has_every_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptance, "LEARNING", 1.2)
+    with relay_double() as relay, NgClient("127.0.0.1", relay.port) as client, Endpoint("127.0.0.1") as caller, \
+            Endpoint("127.0.0.1") as callee, Call(client, caller, callee) as call, Traffic(call.streams) as traffic:
+        ports = [stream.target[1] for stream in call.streams]
+        lines = [f"local inet4 127.0.0.1:{port}\n  stats: 1 bytes, 1 packets, 0 errors\n" for port in ports]
+        tables = iter(["", lines[0], "".join(lines)])
+        seconds = acceptance.learned(traffic, call.streams, lambda: next(tables))
+        assert seconds is not None and 1.4 < seconds < 3
+        assert acceptance.learned(traffic, call.streams, lambda: lines[1]) is None
+
+
+@pytest.mark.parametrize("times, ptime, fewest, most", [
+    ("100.00\n100.02\n101.02\n101.04\n", 20, 25, 78),
+    ("100.0 100.5 101.5 102.5", 10, 50, 301),
+    ("100.0 100.1 100.2 100.4", 20, 0, 46),
+])
+def test_what_a_cut_may_cost(times: str, ptime: int, fewest: int, most: int) -> None:
+    packets = acceptance.Cut.between(times).packets(ptime)
+    assert (packets.start, packets.stop - 1) == (fewest, most)
