@@ -1,4 +1,4 @@
-"""What the everyday tests don't boot: another data source, a relay with Redis."""
+"""What the everyday tests don't boot: another data source."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from harness.appliance import Appliance
 from harness.cloud import configdrive
 from harness.image.build import Image
-from harness.settings import Settings
-from tests.real_server import Booted, server_of, work_in
+from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
@@ -31,15 +29,3 @@ def test_a_server_of_nocloud_passes_all_checks(booted: Callable[[Image], Abstrac
     with booted(real_image) as server:
         assert server.red("-k", "test_datasource_as_described") == ["test_datasource_as_described"]
         assert replace(server, server=replace(server.server, datasource="NoCloud")).red() == []
-
-
-def test_a_relay_with_redis_passes_all_checks(real_settings: Settings, real_appliance: Appliance) -> None:
-    assert real_appliance.rtpengine
-    with_redis = replace(real_appliance, rtpengine=replace(real_appliance.rtpengine, redis=True))
-    with work_in(real_settings, with_redis) as work:
-        image = work.build()
-    with server_of(real_settings, with_redis, image) as server:
-        # The checks read the description from its file, which says no: they must see that this server is another.
-        assert server.red() == ["test_redis_as_described"]
-        assert server.root("redis-cli -n 1 ping; grep ^redis /etc/rtpengine/rtpengine.conf").split() == [
-            "PONG", "redis", "=", "127.0.0.1:6379/1"]
