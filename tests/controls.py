@@ -13,6 +13,8 @@ from harness.levels import Level
 from tests.real_server import Booted
 
 CONFIGURATION = "/etc/rtpengine/rtpengine.conf"
+MEDIA = "udp --dport 30000:40000"
+"""For iptables: what comes to the relay's ports."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +98,11 @@ def broken(server: Booted, control: Control) -> Iterator[None]:
         yield
     finally:
         server.root(control.mended)
+
+
+def assert_turned(server: Booted, control: Control, level: Level = Level.ACCEPTANCE) -> None:
+    """`control` turns red what it says, and nothing else of what it names."""
+    red, green = control.red.split(), control.green.split()
+    with broken(server, control):
+        seen = outcomes(server, "-k", " or ".join([*red, *green]), level=level)
+    assert seen == {**dict.fromkeys(red, "failed"), **dict.fromkeys(green, "passed")}
