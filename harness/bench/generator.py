@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -32,7 +33,6 @@ _SECONDS: Final = 2.0
 """How long each rate is held."""
 _CALLS: Final = 100
 _CALL_SECONDS: Final = 10
-_MILLION: Final = 1e6
 
 # In a network namespace of its own, whose counters and ports are nobody else's; it ends with the shell.
 _SIPP: Final = """
@@ -79,14 +79,14 @@ def _rows(work: Work, times: int) -> Iterator[Row]:
                 steps.append(_best(name, run))
         with work.progress.stage("sipp"):
             sipp.append(play(work))
-    rate, plain_rate = (_median(steps, lambda step: _MILLION / step.packets_per_second) for steps in (ours, plain))
-    cost, plain_cost = (_median(steps, lambda step: step.cost) for steps in (ours, plain))
+    rate, plain_rate = (statistics.median(1e6 / step.packets_per_second for step in steps) for steps in (ours, plain))
+    cost, plain_cost = (statistics.median(step.cost for step in steps) for steps in (ours, plain))
     loop = "a plain loop, the same statistics"
     yield Row("a million packets, at the highest rate that one process keeps up", "s", rate, plain_rate, loop,
               "16.7 s: 60,000 packets/s")
     yield Row("processor time to send, receive and count a packet", "µs", cost, plain_cost, loop, "")
     yield Row("processor time to send, receive and count a packet", "µs", cost,
-              sorted(one.busy / one.packets * 1e6 for one in sipp)[len(sipp) // 2],
+              statistics.median(one.busy / one.packets * 1e6 for one in sipp),
               "sipp, a packet that it sends; it receives half of them and counts none", "0.2 x")
 
 
@@ -95,10 +95,6 @@ def _best(name: str, run: ceiling.Runner) -> Step:
     if not held:
         raise HostError(f"no rate was kept up by {name}: this machine is too busy for the figures to mean anything")
     return max(held, key=lambda step: step.calls)
-
-
-def _median(steps: list[Step], take: Callable[[Step], float]) -> float:
-    return sorted(take(step) for step in steps)[len(steps) // 2]
 
 
 def play(work: Work) -> Played:
