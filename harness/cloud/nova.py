@@ -77,6 +77,21 @@ def states(api: Api, run_id: str) -> list[State]:
                   str(s.hypervisor_hostname or s.host_id or "")) for s in servers]
 
 
+class Listing:
+    """Servers of runs, listed at most once in `interval` seconds: one request serves everybody who asks meanwhile."""
+
+    def __init__(self, api: Api, interval: float) -> None:
+        self._api, self._interval = api, interval
+        self._listed: dict[str, tuple[float, list[State]]] = {}
+
+    def states(self, run_id: str) -> list[State]:
+        when, found = self._listed.get(run_id, (0.0, []))
+        if time.monotonic() - when >= self._interval:
+            found = states(self._api, run_id)
+            self._listed[run_id] = (time.monotonic(), found)
+        return found
+
+
 def wait_active(api: Api, run_id: str, names: Sequence[str], deadline: Deadline, interval: float) -> list[State]:
     """Wait until all servers are ACTIVE; they are listed together. Raises CloudError with Nova's own words."""
     while True:

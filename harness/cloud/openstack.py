@@ -57,7 +57,7 @@ class OpenStackCloud:
         self._settings = settings
         self.name = api.name
         self.api = api
-        self._states: dict[str, tuple[float, list[nova.State]]] = {}
+        self._running = nova.Listing(api, _LOOKING)
         self._consoles: dict[str, float] = {}
 
     @property
@@ -176,11 +176,8 @@ class OpenStackCloud:
 
     def alive(self, run: Run, server: Server) -> bool:
         """Whether Nova says that the server runs. Raises CloudError with Nova's own words for ERROR."""
-        when, states = self._states.get(run.id, (0.0, []))
-        if time.monotonic() - when >= _LOOKING:
-            states = nova.states(self.api, run.id)
-            self._states[run.id] = (time.monotonic(), states)
-        return any(s.id == server.id and s.status in ("ACTIVE", "BUILD", "REBOOT", "HARD_REBOOT") for s in states)
+        return any(s.id == server.id and s.status in ("ACTIVE", "BUILD", "REBOOT", "HARD_REBOOT")
+                   for s in self._running.states(run.id))
 
     def console(self, run: Run, server: Server) -> str:
         """Everything that the server has printed on its console so far, and that Nova still has; kept in its log."""

@@ -30,7 +30,7 @@ class Removal:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._listed: dict[tuple[str, str], list[Any]] = {}
-        self._states: dict[str, tuple[float, list[nova.State]]] = {}
+        self._running = nova.Listing(api, _LOOKING)
         self._asked: set[str] = set()
 
     @property
@@ -84,12 +84,8 @@ class Removal:
 
     def _servers(self, resource: Resource) -> list[nova.State]:
         """Every server of that name and run that is not gone."""
-        run = str(resource.data["run"])
-        when, states = self._states.get(run, (0.0, []))
-        if time.monotonic() - when >= _LOOKING:
-            states = nova.states(self._api, run)
-            self._states[run] = (time.monotonic(), states)
-        return [s for s in states if s.name == resource.name and s.status != "DELETED"]
+        return [s for s in self._running.states(str(resource.data["run"]))
+                if s.name == resource.name and s.status != "DELETED"]
 
     def _key_pair(self, resource: Resource) -> None:
         nova.delete_key_pair(self._api, resource.name)
