@@ -13,15 +13,21 @@ from harness.settings import Settings
 
 
 def run_tests(settings: Settings, *, unit: bool, nightly: bool, options: Sequence[str]) -> int:
-    """Lint, then pytest; the exit code of the first that fails. Host packages are installed first where root."""
+    """Lint, then pytest; host packages are installed first where root.
+
+    Returns lint's exit code where it fails. Else this process becomes pytest: a signal to it goes to the tests, which
+    take away what they made.
+    """
     host.prepare(settings, purpose=host.Purpose.UNIT if unit else host.Purpose.TESTS,
                  say=lambda text: print(f"host: {text}", flush=True))
     code = run_lint(settings)
-    if code:
-        return code
-    selection = [] if nightly else ["-m", "not nightly"]
-    trees = ["tests/unit"] if unit else ["tests/unit", "tests/integration"]
-    return subprocess.call([sys.executable, "-m", "pytest", *selection, *trees, *options], cwd=settings.project)
+    if not code:
+        selection = [] if nightly else ["-m", "not nightly"]
+        trees = ["tests/unit"] if unit else ["tests/unit", "tests/integration"]
+        os.chdir(settings.project)
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", *selection, *trees, *options])
+    return code
 
 
 def run_lint(settings: Settings) -> int:

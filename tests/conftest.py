@@ -10,10 +10,14 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 
+pytest.register_assert_rewrite("tests.controls")
+
 
 def pytest_configure() -> None:
     # Started as a shell's background job it would ignore SIGINT, and so would every process that a test interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Stopped by SIGTERM the tests take away what they made, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
