@@ -8,6 +8,7 @@ costs an emulated server next to nothing, starting a program 0.1 s and more: so 
 from __future__ import annotations
 
 import re
+import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -169,6 +170,24 @@ def firewall(host):
         host.check_output(f"printf '{lines}\\n' | iptables-restore -w --noflush")
 
     return ruled
+
+
+@pytest.fixture(scope="session")
+def put_back(host):
+    """put_back(command, seconds): a block at whose end the server carries out `command`, which takes a change back.
+
+    Where this process and its connection are gone by then, the server does it itself after `seconds`.
+    """
+    @contextmanager
+    def promised(command, seconds):
+        unit = f"dialtone-{secrets.token_hex(4)}"
+        host.check_output("systemd-run --quiet --unit=%s --on-active=%s sh -c %s", unit, f"{seconds:.0f}", command)
+        try:
+            yield
+        finally:
+            host.check_output(f"{{ {command}; }} && systemctl stop {unit}.timer")
+
+    return promised
 
 
 @dataclass(frozen=True)
