@@ -155,24 +155,6 @@ def arrived(read):
 
 
 @pytest.fixture(scope="session")
-def firewall(host):
-    """firewall(*rules): a block in which these rules, in words of iptables(8), come before all others of INPUT."""
-    @contextmanager
-    def ruled(*rules):
-        change("-I", rules[::-1])
-        try:
-            yield
-        finally:
-            change("-D", rules)
-
-    def change(action, rules):
-        lines = "\\n".join(["*filter", *(f"{action} INPUT {rule}" for rule in rules), "COMMIT"])
-        host.check_output(f"printf '{lines}\\n' | iptables-restore -w --noflush")
-
-    return ruled
-
-
-@pytest.fixture(scope="session")
 def put_back(host):
     """put_back(command, seconds): a block at whose end the server carries out `command`, which takes a change back.
 
@@ -188,6 +170,22 @@ def put_back(host):
             host.check_output(f"{{ {command}; }} && systemctl stop {unit}.timer")
 
     return promised
+
+
+@pytest.fixture(scope="session")
+def firewall(host, put_back):
+    """firewall(*rules): a block in which these rules, in words of iptables(8), come before all others of INPUT."""
+    @contextmanager
+    def ruled(*rules):
+        with put_back(changed("-D", rules), 120):
+            host.check_output(changed("-I", rules[::-1]))
+            yield
+
+    def changed(action, rules):
+        lines = "\\n".join(["*filter", *(f"{action} INPUT {rule}" for rule in rules), "COMMIT"])
+        return f"printf '{lines}\\n' | iptables-restore -w --noflush"
+
+    return ruled
 
 
 @dataclass(frozen=True)

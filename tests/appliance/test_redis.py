@@ -17,6 +17,8 @@ REDIS = "redis-server.service"
 SECONDS = 1.0
 LEARNED = 5.0
 """Seconds of media in which the relay learns where its ends are, and would tell Redis."""
+LONGEST = 60.0
+"""Seconds after which the server itself puts back what a check changed that has not come to its end."""
 BUSY = 1.5
 """Seconds that a few calls may take beyond what the daemon is told to wait for Redis: a server may be emulated."""
 
@@ -72,22 +74,20 @@ def test_redis_restarted(host, kept, kept_again, settled, whole):
     expect(again is not None, "new calls in Redis as well", said)
 
 
-def test_redis_hangs(host, kept_again, settled, patience, switchboard, endpoint, arrived, whole):
+def test_redis_hangs(host, put_back, kept_again, settled, patience, switchboard, endpoint, arrived, whole):
     """Redis does not answer: calls wait for the daemon's time-outs at most, and no call loses a packet"""
     caller, callee, came = endpoint(), endpoint(), arrived()
     calls = [Call(switchboard, caller, callee) for _ in settled.calls]
     settled.during(0)
     with ExitStack() as ended:
-        host.check_output("systemctl kill --signal=STOP %s", REDIS)
-        try:
+        with put_back(f"systemctl kill --signal=CONT {REDIS}", LONGEST):
+            host.check_output("systemctl kill --signal=STOP %s", REDIS)
             begin = time.monotonic()
             ended.enter_context(placed(calls))
             seconds = time.monotonic() - begin
             health = Traffic((s for call in calls for s in call.streams), report_every=0).run(
                 LEARNED, acceptance.LINGER)
             results = [call.result() for call in calls]
-        finally:
-            host.check_output("systemctl kill --signal=CONT %s", REDIS)
         again = kept_again()  # before the calls end: the end of one that Redis does not hear of stays there
     acceptance.fit(results, [health], arrived() - came)
     every = acceptance.directions(results)
@@ -102,18 +102,16 @@ def test_redis_hangs(host, kept_again, settled, patience, switchboard, endpoint,
     expect(again is not None, "new calls in Redis when it answers again", said)
 
 
-def test_redis_down(host, kept_again, switchboard, endpoint, arrived, seen):
+def test_redis_down(host, put_back, kept_again, switchboard, endpoint, arrived, seen):
     """Redis is down when the daemon starts: calls are relayed, and kept once it is back"""
-    host.check_output("systemctl stop %s", REDIS)
-    try:
+    with put_back(f"systemctl start {REDIS} && systemctl start rtpengine.service", LONGEST):
+        host.check_output("systemctl stop %s", REDIS)
         started = host.run("systemctl restart rtpengine.service")
         expect(started.rc == 0, "the daemon starts", started.stderr.strip())
         came = arrived()
         with Call(switchboard, endpoint(), endpoint()) as call:
             health = Traffic(call.streams, report_every=0).run(SECONDS, acceptance.LINGER)
             result = call.result()
-    finally:
-        host.check_output("systemctl start %s && systemctl start rtpengine.service", REDIS)
     acceptance.fit([result], [health], arrived() - came)
     lost, again = sum(map(acceptance.missing, acceptance.directions([result]))), kept_again()
     said = f"{acceptance.in_words([result])} without Redis, {in_words(again)}"
