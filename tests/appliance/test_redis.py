@@ -17,6 +17,9 @@ REDIS = "redis-server.service"
 SECONDS = 1.0
 LEARNED = 5.0
 """Seconds of media in which the relay learns where its ends are, and would tell Redis."""
+LOSS = 0.001
+"""Share of the new calls' packets that may be lost: what waited for Redis leaves in a burst, and a queue on its way may
+drop one. Media that stand still lose hundreds."""
 LONGEST = 60.0
 """Seconds after which the server itself puts back what a check changed that has not come to its end."""
 BUSY = 1.5
@@ -75,7 +78,7 @@ def test_redis_restarted(host, kept, kept_again, settled, whole):
 
 
 def test_redis_hangs(host, put_back, kept_again, settled, patience, switchboard, endpoint, arrived, whole):
-    """Redis does not answer: calls wait for the daemon's time-outs at most, and no call loses a packet"""
+    """Redis does not answer: calls wait for the daemon's time-outs at most, those in the kernel not at all"""
     caller, callee, came = endpoint(), endpoint(), arrived()
     calls = [Call(switchboard, caller, callee) for _ in settled.calls]
     settled.during(0)
@@ -88,14 +91,18 @@ def test_redis_hangs(host, put_back, kept_again, settled, patience, switchboard,
             health = Traffic((s for call in calls for s in call.streams), report_every=0).run(
                 LEARNED, acceptance.LINGER)
             results = [call.result() for call in calls]
+            relayed = sum(switchboard.query(call.id)["totals"]["RTP"]["packets"] for call in calls)
         again = kept_again()  # before the calls end: the end of one that Redis does not hear of stays there
-    acceptance.fit(results, [health], arrived() - came)
+    came = arrived() - came
+    acceptance.fit(results, [health], came)
     every = acceptance.directions(results)
     lost, gap = sum(map(acceptance.missing, every)), max(one.longest_gap for one in every) / 1000
     said = (f"without an answer of Redis {many(len(calls), 'call')} set up in {seconds:.1f} s, {lost:,} of their "
             f"{sum(one.sent for one in every):,} packets lost, none came for {gap:.2f} s; {in_words(again)}")
     whole(settled.during(SECONDS), said)
-    expect(lost == 0, "no packet of the new calls lost", said)
+    most = int(LOSS * sum(one.sent for one in every))
+    expect(lost <= most, f"{most} packets of the new calls lost at most", said,
+           lambda: acceptance.cause(results, came, relayed))
     limit = patience + BUSY
     expect(seconds <= limit, f"the calls set up within {limit:.1f} s", said)
     expect(gap <= limit, f"no stream without media for more than {limit:.1f} s", said)
