@@ -128,12 +128,13 @@ def fit(results: Sequence[CallResult], health: Sequence[Health], arrived: int) -
 
 def cause(results: Sequence[CallResult], arrived: int, relayed: int) -> str:
     """Where packets were lost; `arrived` as in fit(), `relayed` is how many RTP packets the relay counted."""
-    sent = sum(one.sent for one in directions(results))
+    sent, lost = (sum(getattr(one, name) for one in directions(results)) for name in ("sent", "lost"))
     if arrived < sent:
         return f"the server's network interface received only {arrived:,} packets"
-    if relayed < sent:
-        return f"the relay counted {relayed:,} packets: the others came to the server, and not to the relay"
-    return f"the relay counted {relayed:,} packets: they were lost behind it"
+    before = max(sent - relayed, 0)
+    places = [f"{count:,} {where}" for count, where in (
+        (before, "came to the server, and not to the relay"), (lost - before, "were lost behind it")) if count > 0]
+    return f"the relay counted {relayed:,} of {sent:,} packets: {'; '.join(places)}"
 
 
 def past_module(ports: Iterable[int]) -> list[str]:

@@ -3,6 +3,7 @@
 A session of its own, with sudo, costs an emulated server 0.3 to 0.5 s for every command. So a small program runs
 there for the whole time: it reads requests (one JSON object a line) from its standard input, runs each by /bin/sh,
 and answers with a line of JSON that gives exit code and lengths, then with what the command printed, octet by octet.
+Requests are numbered: what an interrupted one would have got is no other's answer, and they are carried out in order.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ out.flush()
 for line in sys.stdin.buffer:
     request = json.loads(line)
     head, printed = run(request) if "command" in request else files(request)
-    head.update(out=len(printed[0]), err=len(printed[1]))
+    head.update(number=request["number"], out=len(printed[0]), err=len(printed[1]))
     out.write(json.dumps(head).encode() + b"\\n" + printed[0] + printed[1])
     out.flush()
 """
@@ -101,6 +102,7 @@ class Shell:
         self.config, self.alias, self.seconds = config, alias, seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._rest = b""
+        self._number = 0
         self._lock = threading.Lock()
 
     def open(self) -> None:
@@ -145,16 +147,16 @@ class Shell:
         with self._lock:
             self.open()
             assert self._process is not None and self._process.stdin is not None
+            self._number += 1
             try:
-                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.write(json.dumps({"number": self._number, **request}).encode() + b"\n")
                 self._process.stdin.flush()
             except OSError as error:
                 raise self._lost(error.strerror or str(error)) from error
-            try:
-                head: dict[str, Any] = json.loads(self._line(deadline))
-            except ValueError as error:
-                raise self._lost("its answer is not understood") from error
-            return head, self._octets(head["out"], deadline), self._octets(head["err"], deadline)
+            answer = self._answer(deadline)
+            while answer[0]["number"] != self._number:
+                answer = self._answer(deadline)
+            return answer
 
     def close(self) -> None:
         self._end()
@@ -177,11 +179,20 @@ class Shell:
         line, self._rest = self._rest.split(b"\n", 1)
         return line + b"\n"
 
-    def _octets(self, count: int, deadline: Deadline) -> bytes:
-        while len(self._rest) < count:
+    def _answer(self, deadline: Deadline) -> tuple[dict[str, Any], bytes, bytes]:
+        """The next answer, taken off the stream when it is whole: whoever is interrupted leaves it to the next."""
+        while (begin := self._rest.find(b"\n") + 1) == 0:
             self._more(deadline)
-        octets, self._rest = self._rest[:count], self._rest[count:]
-        return octets
+        try:
+            head: dict[str, Any] = json.loads(self._rest[:begin])
+        except ValueError as error:
+            raise self._lost("its answer is not understood") from error
+        middle = begin + head["out"]
+        end = middle + head["err"]
+        while len(self._rest) < end:
+            self._more(deadline)
+        stdout, stderr, self._rest = self._rest[begin:middle], self._rest[middle:end], self._rest[end:]
+        return head, stdout, stderr
 
     def _more(self, deadline: Deadline) -> None:
         assert self._process is not None and self._process.stdout is not None

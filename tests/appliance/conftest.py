@@ -8,6 +8,7 @@ costs an emulated server next to nothing, starting a program 0.1 s and more: so 
 from __future__ import annotations
 
 import re
+import secrets
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -154,19 +155,35 @@ def arrived(read):
 
 
 @pytest.fixture(scope="session")
-def firewall(host):
-    """firewall(*rules): a block in which these rules, in words of iptables(8), come before all others of INPUT."""
+def put_back(host):
+    """put_back(command, seconds): a block at whose end the server carries out `command`, which takes a change back.
+
+    Where this process and its connection are gone by then, the server does it itself after `seconds`.
+    """
     @contextmanager
-    def ruled(*rules):
-        change("-I", rules[::-1])
+    def promised(command, seconds):
+        unit = f"dialtone-{secrets.token_hex(4)}"
+        host.check_output("systemd-run --quiet --unit=%s --on-active=%s sh -c %s", unit, f"{seconds:.0f}", command)
         try:
             yield
         finally:
-            change("-D", rules)
+            host.check_output(f"{{ {command}; }} && systemctl stop {unit}.timer")
 
-    def change(action, rules):
+    return promised
+
+
+@pytest.fixture(scope="session")
+def firewall(host, put_back):
+    """firewall(*rules): a block in which these rules, in words of iptables(8), come before all others of INPUT."""
+    @contextmanager
+    def ruled(*rules):
+        with put_back(changed("-D", rules), 120):
+            host.check_output(changed("-I", rules[::-1]))
+            yield
+
+    def changed(action, rules):
         lines = "\\n".join(["*filter", *(f"{action} INPUT {rule}" for rule in rules), "COMMIT"])
-        host.check_output(f"printf '{lines}\\n' | iptables-restore -w --noflush")
+        return f"printf '{lines}\\n' | iptables-restore -w --noflush"
 
     return ruled
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -211,20 +210,15 @@ def machine(host):
 
 
 @contextmanager
-def without_rule(host, table):
-    """The firewall hands no packet to the module, and the daemon gets them all. Put back at the end; where this process
-    and its connection are gone by then, the server does it itself."""
+def without_rule(host, put_back, table):
+    """The firewall hands no packet to the module, and the daemon gets them all."""
     rule = f"INPUT -p udp -j RTPENGINE --id {table}"
     if host.run(f"iptables -w -C {rule}").rc != 0:
         yield
         return
-    back, unit = f"iptables -w -C {rule} 2>/dev/null || iptables -w -I {rule}", f"dialtone-load-{secrets.token_hex(4)}"
-    host.check_output(f"systemd-run --quiet --unit={unit} --on-active={2 * SEARCH:.0f} sh -c '{back}'")
-    try:
+    with put_back(f"iptables -w -C {rule} 2>/dev/null || iptables -w -I {rule}", 2 * SEARCH):
         host.check_output(f"iptables -w -D {rule}")
         yield
-    finally:
-        host.check_output(f"{back}; systemctl stop {unit}.timer")
 
 
 def test_memory_per_call(bench, host, read, appliance, most, measure, seen):
@@ -292,11 +286,11 @@ def test_calls_held_in_kernel(bench, table, most, measure, seen):
     judged(bench.climb(KERNEL, measure, most), KERNEL, 1.0, measure, seen)
 
 
-def test_calls_held_in_user_space(bench, host, most, measure, seen):
+def test_calls_held_in_user_space(bench, host, put_back, most, measure, seen):
     """calls are held within the bounds of loss and jitter, forwarded by the daemon"""
     with ExitStack() as changed:
         if bench.table >= 0:
-            changed.enter_context(without_rule(host, bench.table))
+            changed.enter_context(without_rule(host, put_back, bench.table))
         climb = bench.climb(USER, measure, most)
     judged(climb, USER, 0.0, measure, seen)
 

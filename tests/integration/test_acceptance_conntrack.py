@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import signal
+import threading
 
 import pytest
 
@@ -13,7 +16,7 @@ from harness.deadline import Deadline
 from harness.levels import Level
 from harness.settings import Settings
 from tests.command_line import Ended, Inv
-from tests.controls import MEDIA, Control, assert_turned, broken, rule
+from tests.controls import MEDIA, Control, assert_turned, broken, outcomes, process_of_checks, rule
 from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
@@ -57,6 +60,30 @@ def test_what_a_check_lost_on_purpose_is_known(server: Booted) -> None:
     with broken(server, Control("", "echo 'nf_conntrack: nf_conntrack: table full, dropping packet' >/dev/kmsg",
                                 "dmesg --clear", "")):
         assert server.red("-k", "conntrack") == ["test_conntrack_never_full"]
+
+
+def test_what_killed_checks_changed_is_put_back_by_the_server(server: Booted) -> None:
+    """Its timers are not waited for: what they would start is started."""
+    def changed() -> list[str]:
+        return [*live(server), *server.root("iptables -w -t mangle -S PREROUTING").splitlines()]
+
+    before = changed()
+    checks = threading.Thread(target=lambda: outcomes(server, "-k", "test_full_table_refuses"))
+    checks.start()
+    limit = Deadline(60)
+    while live(server) == before[:4]:
+        assert not limit.expired, "the table was not made small"
+    os.kill(process_of_checks(server), signal.SIGKILL)
+    checks.join(30)
+    left = changed()
+    assert all(now != then for now, then in zip((left[0], left[2], left[4:]), (before[0], before[2], before[4:]),
+                                                strict=True)), left
+    timers = re.findall(r"dialtone-\w+(?=\.timer)", server.root("systemctl list-units --plain --no-legend '*.timer'"))
+    assert len(timers) == 2
+    server.root("; ".join(f"systemctl start {unit}.service" for unit in timers)
+                + "; systemctl stop 'dialtone-*.timer'; systemctl restart rtpengine; "
+                "pkill -f /run/dialtone-conntrack-filler.json || true; conntrack -F")
+    assert changed() == before
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)

@@ -10,7 +10,7 @@ from harness import appliance as appliances_file
 from harness import host
 from harness.levels import Level
 from harness.settings import Settings
-from tests.controls import CONFIGURATION, Control, assert_turned, configured
+from tests.controls import CONFIGURATION, MEDIA, Control, assert_turned, configured, rule
 from tests.real_server import Booted, work_in
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
@@ -20,6 +20,9 @@ CONTROLS = [
                f"sed -i '/^redis = /d' {CONFIGURATION}"),
     configured("test_redis_down", "no start without Redis", f"sed -i /^no-redis-required/d {CONFIGURATION}"),
     configured("test_redis_hangs", "no limit to wait for Redis", f"sed -i /^redis-cmd-timeout/d {CONFIGURATION}"),
+    configured("test_redis_hangs", "Redis asked again and again", f"sed -i /^redis-allowed-errors/d {CONFIGURATION}"),
+    rule("test_redis_restarted test_redis_hangs test_redis_down", "a packet of a hundred lost",
+         f"-p {MEDIA} -m statistic --mode nth --every 100 --packet 50 -j DROP"),
     Control("a Redis that forgets", "redis-cli config set save ''; rm -f /var/lib/redis/dump.rdb",
             "redis-cli config set save '3600 1 300 100 60 10000'", "test_redis_restarted"),
 ]
@@ -41,6 +44,7 @@ def test_every_check_is_green(server: Booted) -> None:
     print(*(f"{check}: {text}" for check, text in seen.items()), sep="\n")
     assert "5 of 5 calls kept, no media for " in seen["test_daemon_killed"]
     assert "5 of 5 calls kept, no media for " in seen["test_daemon_stopped"]
+    assert "without an answer of Redis 5 calls set up in " in seen["test_redis_hangs"]
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)

@@ -1,6 +1,7 @@
 """The root shell, with stand-ins for ssh and sudo that run the far end on this machine."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,21 @@ def test_a_stuck_command_is_ended_and_the_shell_goes_on(shell: Shell, tmp_path: 
     with pytest.raises(CommandStuck, match="within 1 s"):
         shell.run(f"echo begun; sleep 60; touch {tmp_path}/late", seconds=1)
     assert shell.run("echo on").stdout == b"on\n"
+
+
+@pytest.mark.parametrize("command", ["sleep 1; echo late", "yes late | head -c 3000000; sleep 1"])
+def test_an_answer_that_nobody_waited_for_is_not_the_next_commands(shell: Shell, tmp_path: Path, command: str) -> None:
+    """As when checks are ended: what they changed is put back by further commands, in their order."""
+    shell.run(":")
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            shell.run(f"{command}; echo done >{tmp_path}/late")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert shell.run(f"cat {tmp_path}/late; echo on").stdout == b"done\non\n"
+    assert shell.read(f"{tmp_path}/late") == {f"{tmp_path}/late": b"done\n"}
 
 
 def test_a_lost_connection_is_told_and_the_next_command_opens_another(shell: Shell) -> None:
