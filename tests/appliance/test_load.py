@@ -118,15 +118,15 @@ class Bench:
             counted, sent = self.forwarded(), sum(stream.sent for stream in streams)
             with punctual(streams) as traffic:
                 traffic.wait(0.5)
-                before, packets, end = self.look(count), total(streams), time.monotonic() + SECONDS
+                before, end = self.look(count), time.monotonic() + SECONDS
                 while (left := end - time.monotonic()) > 0:
                     traffic.wait(min(1.0, left))
-                    after, last = self.look(count), total(streams)
+                    after = self.look(count)
                 health = traffic.stop(acceptance.LINGER)
             sent = sum(stream.sent for stream in streams) - sent
             grown = acceptance.grown(counted, self.forwarded(), [stream.target[1] for stream in streams])
             results = [call.result() for call in calls]
-        return load.step(results, rate=(last - packets) / (after.at - before.at), kernel=sum(grown.values()) / sent,
+        return load.step(results, rate=health.packets / health.seconds, kernel=sum(grown.values()) / sent,
                          spent=load.cost(before, after), processors=after.processors, health=health)
 
     def climb(self, path, measure, most):
@@ -154,10 +154,6 @@ class Bench:
         return climb
 
 
-def total(streams):
-    return sum(stream.packets for stream in streams)
-
-
 def plotted(steps, path, measure):
     steps = sorted(steps, key=lambda one: one.calls)
     measure.series("Loss over calls", path, CALLS, "% of packets lost", [(one.calls, one.loss) for one in steps])
@@ -173,19 +169,17 @@ def plotted(steps, path, measure):
 
 @contextmanager
 def punctual(streams):
-    """Traffic whose thread comes before whatever else this machine does: an emulated server takes all processors."""
+    """Traffic, while this process comes before whatever else this machine does, for an emulated server takes all
+    processors. All its threads do: one that waits for a processor holds up the others where it has the interpreter's
+    lock."""
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    traffic = Traffic(streams, report_every=0)
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     try:
-        traffic.__enter__()
+        with Traffic(streams, report_every=0) as traffic:
+            yield traffic
     finally:
         os.setpriority(os.PRIO_PROCESS, 0, usual)
-    try:
-        yield traffic
-    finally:
-        traffic.stop()
 
 
 @pytest.fixture(scope="module")
