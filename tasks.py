@@ -105,6 +105,19 @@ def check(c: Context, run: str | None = None, level: str = "basic", reboot: bool
                             selection=shlex.split(c.remainder), level=checked, reboot=reboot))
 
 
+@task(help={"run": "run id; without it the run whose server is running"})
+def upstream(c: Context, run: str | None = None, json: bool = False) -> None:
+    """Let RTPEngine's own test scripts call through the relay of a running server."""
+    from harness import upstream as scripts
+    from harness.nightly import stoppable
+
+    _, chosen, server = _only_server(run)
+    settings = _settings()
+    chosen.lock()
+    with stoppable():
+        scripts.judge(settings, chosen, server, _appliance(settings, chosen.appliance), Progress(as_json=json))
+
+
 @task(name="show", default=True, help={"run": "run id; without it the latest"})
 def report(c: Context, run: str | None = None) -> None:
     """Write the report of a run again and say where it is."""

@@ -53,6 +53,10 @@ class Moment:
     entries: int | None
 
 
+CROWDED: Final = 2.0
+"""Processes for each processor of a host that an emulated server runs on, beyond which others hold it up: on a host of
+two the server's own two processors and the generator's two threads are no more than that."""
+
 RATE: Final = 100
 """Packets a second of a call: 50 each way."""
 _WHOLE: Final = 0.98

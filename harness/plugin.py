@@ -10,7 +10,6 @@ import base64
 import json
 import re
 import signal
-import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from harness.access import namespace, reach
 from harness.access.readiness import tail
 from harness.access.shell import ConnectionLost, Shell, ShellBackend
 from harness.appliance import Appliance
-from harness.cloud import Route, Server
+from harness.cloud import Server
 from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
 from harness.results import Figure, Series
@@ -220,24 +219,10 @@ def endpoint_towards(session: Session) -> Iterator[Callable[..., Endpoint]]:
             route = next((route for route in session.server.routes if route.address == address), None)
             if route is None:
                 raise HostError(f"no route leads to {address} of the server")
-            return opened.enter_context(Endpoint(_own_address(route), open_socket=partial(
+            return opened.enter_context(Endpoint(reach.own_address(route), open_socket=partial(
                 namespace.open_socket, route.namespace), **options))
 
         yield open_one
-
-
-def _own_address(route: Route) -> str:
-    """The address of this host, or of the router's namespace on it, that `route` begins at."""
-    if route.gateway:
-        raise HostError(f"media can't be sent through the gateway {route.gateway.host}",
-                        hint="the acceptance level needs a route that begins on this host")
-    family = socket.AF_INET6 if ":" in route.address else socket.AF_INET
-    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM, family) as probe:
-        try:
-            probe.connect((route.address, 9))
-        except OSError as error:
-            raise HostError(f"no route to {route.address}: {error.strerror}") from error
-        return str(probe.getsockname()[0])
 
 
 @pytest.fixture

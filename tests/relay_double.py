@@ -1,11 +1,13 @@
 """A test double of a media relay, for unit tests of harness.voip only: it proves nothing about RTPEngine.
 
-It speaks the ng protocol over UDP and TCP and really relays datagrams between its own ports, and it loses, reorders,
-duplicates, delays and marks packets as it is told.
+It speaks the ng protocol over UDP, TCP and WebSocket and really relays datagrams between its own ports, and it loses,
+reorders, duplicates, delays and marks packets as it is told.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import heapq
 import itertools
 import re
@@ -68,7 +70,8 @@ class DoubledCall:
 
 @dataclass
 class RelayDouble:
-    """`port` takes ng over UDP and TCP; `commands` counts what was carried out, `refuse` maps commands to reasons."""
+    """`port` takes ng over UDP, TCP and WebSocket; `commands` counts what was carried out, `refuse` maps commands to
+    reasons."""
 
     faults: Faults = field(default_factory=Faults)
     refuse: dict[str, str] = field(default_factory=dict)
@@ -210,6 +213,8 @@ class RelayDouble:
                     self._selector.register(stream, selectors.EVENT_READ, "tcp")
                 elif key.data == "tcp":
                     self._read(own, streams)
+                elif key.data == "websocket":
+                    self._read_messages(own, streams)
                 else:
                     try:
                         while own.fileno() >= 0:
@@ -229,6 +234,9 @@ class RelayDouble:
     def _read(self, own: socket.socket, streams: dict[socket.socket, bytes]) -> None:
         data = own.recv(65536)
         streams[own] += data
+        if streams[own].startswith(b"GET "):
+            self._shake_hands(own, streams)
+            return
         cookie, _, body = streams[own].partition(b" ")
         try:
             _, end = decode_first(body)
@@ -249,6 +257,40 @@ class RelayDouble:
             streams.pop(own)
             own.close()
 
+    def _shake_hands(self, own: socket.socket, streams: dict[socket.socket, bytes]) -> None:
+        """RFC 6455, 4.2.2."""
+        if not streams[own].endswith(b"\r\n\r\n"):
+            return
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", streams[own])
+        assert key and b"Sec-WebSocket-Protocol: ng.rtpengine.com\r\n" in streams[own]
+        accept = base64.b64encode(hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+        own.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Protocol: ng.rtpengine.com\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n")
+        streams[own] = b""
+        self._selector.modify(own, selectors.EVENT_READ, "websocket")
+
+    def _read_messages(self, own: socket.socket, streams: dict[socket.socket, bytes]) -> None:
+        """RFC 6455, 5.2: messages of one frame, below 64 KiB."""
+        data = own.recv(65536)
+        seen = streams[own] = streams[own] + data
+        open_still = bool(data)
+        while open_still and len(seen) > 6:
+            long = seen[1] & 0x7F == 126
+            length, begin = (int.from_bytes(seen[2:4], "big"), 8) if long else (seen[1] & 0x7F, 6)
+            if len(seen) < begin + length:
+                break
+            mask = seen[begin - 4:begin]
+            text = bytes(octet ^ mask[n % 4] for n, octet in enumerate(seen[begin:begin + length]))
+            opcode, seen = seen[0] & 0x0F, seen[begin + length:]
+            cookie, _, body = text.partition(b" ")
+            open_still = opcode in (1, 2) and self._reply(
+                cookie, body, lambda reply: own.sendall(b"".join(map(framed, (b"notice d4:tone1:5e", reply)))))
+        streams[own] = seen
+        if not open_still:
+            self._selector.unregister(own)
+            streams.pop(own)
+            own.close()
+
     def _reply(self, cookie: bytes, body: bytes, send: Callable[[bytes], object]) -> bool:
         answer = self.carried_out(cookie, body)
         if self.lose_answers:
@@ -256,6 +298,12 @@ class RelayDouble:
             return False
         send(cookie + b" " + answer)
         return True
+
+
+def framed(message: bytes) -> bytes:
+    """A binary message of a server as one frame (RFC 6455, 5.2)."""
+    length = len(message)
+    return b"\x82" + (bytes([length]) if length < 126 else b"\x7e" + length.to_bytes(2, "big")) + message
 
 
 @contextmanager

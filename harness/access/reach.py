@@ -19,6 +19,7 @@ from harness.access.ssh_config import gateway_alias
 from harness.cloud import Route, RouteKind
 from harness.cloud.gateway import as_root
 from harness.deadline import Deadline
+from harness.errors import HostError
 from harness.process import end_group
 from harness.process import run as run_command
 
@@ -124,3 +125,18 @@ class RelayedDatagrams:
 
     def _length(self) -> int:
         return int(struct.unpack(">H", self._rest[:2])[0])
+
+
+def own_address(route: Route) -> str:
+    """The address of this host, or of the router's namespace on it, that `route` begins at. Raises HostError where that
+    is elsewhere, or no route leads there."""
+    if route.gateway:
+        raise HostError(f"media can't be sent through the gateway {route.gateway.host}",
+                        hint="the acceptance level needs a route that begins on this host")
+    family = socket.AF_INET6 if ":" in route.address else socket.AF_INET
+    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM, family) as probe:
+        try:
+            probe.connect((route.address, 9))
+        except OSError as error:
+            raise HostError(f"no route to {route.address}: {error.strerror}") from error
+        return str(probe.getsockname()[0])

@@ -79,8 +79,8 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         root = builder.prepare(packages, state, settings, run, deadline, log)
         say(f"compiling for {kernel.release}")
         stage = part / "stage"
-        tree = _tree(source, part, root, deadline, log)
-        _make(root, script, tree, kernel, source.spec.version, stage, module_only, deadline, log)
+        unpacked = tree(source, part, root, deadline, log)
+        _make(root, script, unpacked, kernel, source.spec.version, stage, module_only, deadline, log)
         if module_only:
             _binaries(part / "packages", stage)
         needed = packages_of(source)
@@ -123,15 +123,15 @@ def _kept(place: Path) -> Artifact | None:
         return None
 
 
-def _tree(source: FetchedSource, part: Path, root: Path, deadline: Deadline, log: Path) -> Path:
+def tree(source: FetchedSource, part: Path, root: Path, deadline: Deadline, log: Path) -> Path:
     """The directory to compile: the source's own, the unpacked source package, or the module's of the packages."""
     if source.spec.kind == "debian-source":
-        tree = part / "tree"
-        tree.mkdir()
+        unpacked = part / "tree"
+        unpacked.mkdir()
         unpack = "dpkg-source --no-check -x /mnt/source/*.dsc /tmp/tree && cp -R /tmp/tree/. /mnt/tree"
         _in_root(root, ["sh", "-c", unpack], deadline, log, "the source package can't be unpacked",
-                 source=source.path, tree=tree)
-        return tree
+                 source=source.path, tree=unpacked)
+        return unpacked
     if source.spec.kind == "debian-packages":
         for package in sorted(source.path.glob("*.deb")):
             run(["dpkg-deb", "--extract", package, part / "packages"], deadline=deadline)

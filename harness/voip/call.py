@@ -22,7 +22,7 @@ OPTIONS: Final[Mapping[str, Value]] = {
     "flags": ["strict source"], "replace": ["origin", "session connection"], "ICE": "remove"}
 """Of every offer and answer: nobody but the signalled endpoints gets into a stream."""
 _HANG_UP: Final = 10.0
-_HANG_UP_ONE: Final = 2.0
+_HANG_UP_ONE: Final = 5.0
 
 
 class CallFailed(CheckFailed):

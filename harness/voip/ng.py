@@ -1,4 +1,4 @@
-"""The ng control protocol of RTPEngine: a cookie, a space, a bencoded dictionary; over UDP or TCP.
+"""The ng control protocol of RTPEngine: a cookie, a space, a bencoded dictionary; over UDP, TCP or WebSocket.
 
 Sources: docs/ng_control_protocol.md and docs/tcpng_control_protocol.md of RTPEngine, and its daemon/control_ng.c.
 """
@@ -76,8 +76,8 @@ class Datagrams(Protocol):
 class NgClient:
     """Talks to the relay at `address` (IPv4 or IPv6 in text form) and `port`; close() it or use `with`.
 
-    Over UDP (listen-ng of the relay); over_tcp() makes one for TCP. `open_socket` makes the socket: one of another
-    network namespace, say. For one thread at a time.
+    Over UDP (listen-ng of the relay); over_tcp() and over_websocket() make others. `open_socket` makes the socket: one
+    of another network namespace, say. For one thread at a time.
     """
 
     def __init__(self, address: str, port: int, open_socket: Callable[[], Datagrams] | None = None,
@@ -93,8 +93,20 @@ class NgClient:
         Up to 12.5 at least, the relay hangs up when it has read more than 1024 octets of a request but not all.
         """
         client = cls.__new__(cls)
-        client._start(_Tcp(address, port, open_socket or (lambda: socket.socket(_family(address), socket.SOCK_STREAM))),
-                      address, port, seconds)
+        client._start(_Tcp(address, port, open_socket or _stream_socket(address)), address, port, seconds)
+        return client
+
+    @classmethod
+    def over_websocket(cls, address: str, port: int, open_socket: Callable[[], socket.socket] | None = None,
+                       seconds: float = 5.0) -> NgClient:
+        """A client of a relay that has listen-http (mr9.1 and later); it connects with the first request.
+
+        Needs the package websocket-client.
+        """
+        from harness.voip.ngweb import WebSocketWay
+
+        client = cls.__new__(cls)
+        client._start(WebSocketWay(address, port, open_socket or _stream_socket(address)), address, port, seconds)
         return client
 
     def _start(self, way: _Way, address: str, port: int, seconds: float) -> None:
@@ -203,6 +215,10 @@ class NgClient:
 
 def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _stream_socket(address: str) -> Callable[[], socket.socket]:
+    return lambda: socket.socket(_family(address), socket.SOCK_STREAM)
 
 
 def _checked(command: str, body: bytes) -> dict[str, Any]:

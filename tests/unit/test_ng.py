@@ -105,13 +105,14 @@ def test_a_garbled_answer_is_told(body: bytes) -> None:
 
 
 def client_of(kind: str, port: int, address: str = "127.0.0.1", seconds: float = 5.0) -> NgClient:
-    return (NgClient if kind == "udp" else NgClient.over_tcp)(address, port, seconds=seconds)
+    made = {"udp": NgClient, "tcp": NgClient.over_tcp, "websocket": NgClient.over_websocket}
+    return made[kind](address, port, seconds=seconds)
 
 
-both = pytest.mark.parametrize("kind", ["udp", "tcp"])
+every_way = pytest.mark.parametrize("kind", ["udp", "tcp", "websocket"])
 
 
-@both
+@every_way
 def test_a_call_from_offer_to_delete(kind):
     with relay_double() as relay, client_of(kind, relay.port) as client:
         assert client.ping() == "pong"
@@ -128,7 +129,7 @@ def test_a_call_from_offer_to_delete(kind):
         assert client.calls() == []
 
 
-@both
+@every_way
 @pytest.mark.parametrize(("reason", "kind_of_error"), [
     ("Ran out of ports", NgOutOfPorts), ("Unknown call-ID", NgUnknownCall), ("Unknown call-id", NgUnknownCall),
     ("Call-ID not found or tags didn't match", NgUnknownCall), ("Parallel session limit reached", NgLoadLimit),
@@ -157,7 +158,7 @@ def test_what_is_unknown_can_be_neither_answered_nor_deleted():
             client.delete("c1", "A")
 
 
-@both
+@every_way
 def test_a_command_whose_answer_got_lost_is_carried_out_once(kind):
     with relay_double() as relay, client_of(kind, relay.port) as client:
         relay.lose_answers = 1
@@ -167,13 +168,13 @@ def test_a_command_whose_answer_got_lost_is_carried_out_once(kind):
 
 def test_over_ipv6():
     with relay_double(address="::1") as relay:
-        for kind in ("udp", "tcp"):
+        for kind in ("udp", "tcp", "websocket"):
             with client_of(kind, relay.port, "::1") as client:
                 assert client.ping() == "pong"
 
 
 @pytest.mark.parametrize("answer", [{}, {"result": "maybe"}, {"result": "ok"}, {"result": "ok", "sdp": 5}, [], 3])
-@both
+@every_way
 def test_an_answer_without_what_was_asked_for_is_told(kind, answer):
     with relay_double() as relay, client_of(kind, relay.port) as client:
         for command, ask in (("offer", lambda: client.offer("c", "A", SDP)), ("query", lambda: client.query("c")),
@@ -219,23 +220,32 @@ def test_a_tcp_peer_that_never_ends_its_answer_is_told():
         client.ping()
 
 
-def test_nobody_listening_over_tcp_is_no_answer():
+@pytest.mark.parametrize(("kind", "option"), [("tcp", "listen-tcp-ng"), ("websocket", "listen-http")])
+def test_nobody_listening_is_no_answer(kind, option):
     with socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
-    with client_of("tcp", port, seconds=0.7) as client, pytest.raises(NgNoAnswer, match="refused") as error:
+    with client_of(kind, port, seconds=0.7) as client, pytest.raises(NgNoAnswer, match="refused") as error:
         client.ping()
-    assert "listen-tcp-ng" in str(error.value)
+    assert option in str(error.value)
 
 
-def test_a_silent_tcp_peer_is_no_answer_at_the_deadline():
-    with listener(lambda stream: time.sleep(1.5)) as port, client_of("tcp", port) as client:
+@pytest.mark.parametrize("kind", ["tcp", "websocket"])
+def test_a_silent_peer_is_no_answer_at_the_deadline(kind):
+    with listener(lambda stream: time.sleep(1.5)) as port, client_of(kind, port) as client:
         begin = time.monotonic()
         with pytest.raises(NgNoAnswer):
             client.request("ping", deadline=Deadline(1))
         assert 0.9 < time.monotonic() - begin < 3
 
 
-@both
+@pytest.mark.parametrize("text", [b"HTTP/1.1 404 Not Found\r\n\r\n", b"x" * 1000])
+def test_a_peer_that_speaks_no_websocket_is_told_at_the_deadline(text):
+    with listener(lambda stream: stream.sendall(text)) as port, client_of("websocket", port, seconds=0.7) as client, \
+            pytest.raises(NgNoAnswer, match="listen-http"):
+        client.ping()
+
+
+@every_way
 def test_a_connection_is_used_again(kind):
     with relay_double() as relay, client_of(kind, relay.port) as client:
         assert [client.ping() for _ in range(50)] == ["pong"] * 50
