@@ -10,7 +10,6 @@ import base64
 import json
 import re
 import signal
-import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -31,8 +30,9 @@ from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
 from harness.results import Figure, Series
 from harness.run import Run
-from harness.voip.endpoint import Endpoint
+from harness.voip.endpoint import Endpoint, address_towards
 from harness.voip.ng import NgClient
+from harness.voip.remote import Agent
 
 
 class Mismatch(AssertionError):
@@ -213,31 +213,25 @@ def relay(relay_client: Callable[[], NgClient]) -> NgClient:
 def endpoint_towards(session: Session) -> Iterator[Callable[..., Endpoint]]:
     """endpoint_towards(address, port=0, tos=0): an RTP endpoint on this side of the route to an address of the server.
 
-    It is on this host, in the router's namespace where the route leads through one, and is closed at the end.
+    It is where the route leaves for the server: on this host, in the router's namespace where the route leads through
+    one; on the gateway, where there is one in between. It is closed at the end.
     """
+    agents: dict[Route, Agent] = {}
     with ExitStack() as opened:
         def open_one(address: str, **options: Any) -> Endpoint:
             route = next((route for route in session.server.routes if route.address == address), None)
             if route is None:
                 raise HostError(f"no route leads to {address} of the server")
-            return opened.enter_context(Endpoint(_own_address(route), open_socket=partial(
-                namespace.open_socket, route.namespace), **options))
+            if route.gateway is None:
+                open_socket = partial(namespace.open_socket, route.namespace)
+                own = address_towards(address, open_socket)
+                return opened.enter_context(Endpoint(own, open_socket=open_socket, **options))
+            if route not in agents:
+                agents[route] = opened.enter_context(reach.agent(session.config, route, session.run.journal))
+            there = agents[route]
+            return opened.enter_context(there.endpoint(there.address_towards(address), **options))
 
         yield open_one
-
-
-def _own_address(route: Route) -> str:
-    """The address of this host, or of the router's namespace on it, that `route` begins at."""
-    if route.gateway:
-        raise HostError(f"media can't be sent through the gateway {route.gateway.host}",
-                        hint="the acceptance level needs a route that begins on this host")
-    family = socket.AF_INET6 if ":" in route.address else socket.AF_INET
-    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM, family) as probe:
-        try:
-            probe.connect((route.address, 9))
-        except OSError as error:
-            raise HostError(f"no route to {route.address}: {error.strerror}") from error
-        return str(probe.getsockname()[0])
 
 
 @pytest.fixture
