@@ -26,6 +26,7 @@ from harness.voip.traffic import Health, Traffic, endpoints_of, with_peers
 PROGRESS: Final = ("sequence", "timestamp", "packets", "sent_at", "failed", "remote", "round_trip")
 """Attributes of a stream that change while media flow."""
 _ATTEMPTS: Final = 20
+_LARGEST: Final = 1 << 28
 _LIFETIME: Final = 7200
 """Seconds after which it ends in any case, should a connection hang for ever."""
 
@@ -95,9 +96,10 @@ class Agent:
 
 
 def frames(source: BinaryIO) -> Iterator[bytes]:
-    """What whole frames hold, until there are no more."""
+    """What whole frames hold, until there are no more. Raises ValueError for what is none."""
     while len(head := source.read(4)) == 4:
-        size = int.from_bytes(head, "big")
+        if (size := int.from_bytes(head, "big")) > _LARGEST:
+            raise ValueError(f"no frame begins with {head!r}")
         if len(data := source.read(size)) < size:
             return
         yield data

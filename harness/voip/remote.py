@@ -42,6 +42,7 @@ main()
 """For python3 -I -c on the other host: takes the code, then orders, from its standard input."""
 _ANSWER: Final = 30.0
 """Seconds at most until an answer comes, besides what the order itself takes."""
+_MOST_SAID: Final = 1 << 16
 _FRESH: Final = 0.05
 """Seconds for which figures are not asked for again."""
 _HARNESS: Final = Path(__file__).parent.parent
@@ -149,15 +150,17 @@ class Agent:
         assert self._process.stdout is not None
         try:
             for data in frames(io.BufferedReader(self._process.stdout)):  # type: ignore[type-var]
-                self._answers.put(_Unpickler(io.BytesIO(data)).load())
-        except (pickle.UnpicklingError, ValueError, EOFError, OSError) as error:
+                number, problem, value = _Unpickler(io.BytesIO(data)).load()
+                self._answers.put((number, problem, value))
+        except Exception as error:
             self._lost = f"it sent what is no answer: {error}"
         self._answers.put(None)
 
     def _away(self) -> HostError:
-        said = b"" if self._said.closed else os.pread(self._said.fileno(), 4096, 0)
-        return HostError(f"no endpoints at {self.where}: {self._lost}",
-                         excerpt=said.decode(errors="replace").strip() or None)
+        said = b"" if self._said.closed else os.pread(self._said.fileno(), _MOST_SAID, 0)
+        last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        return HostError(f"no endpoints at {self.where}: {self._lost}{f' ({last})' if last else ''}",
+                         hint="Python 3.11 or later is needed there, as python3")
 
 
 class RemoteEndpoint(Endpoint):
