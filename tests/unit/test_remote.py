@@ -69,7 +69,7 @@ def test_what_is_known_follows_media_that_flow(there: Agent) -> None:
             early = streams[0].sent
             first = [call.interval() for call in calls]
             traffic.wait(0.4)
-            assert streams[0].sent > early > 5 and traffic.health.packets > 50 and not traffic.health.limit
+            assert streams[0].sent > early > 5 and traffic.health.packets > 50 and not traffic.health.failed
         rest = [call.result() for call in calls]
         with Traffic(streams, report_every=0) as again:
             again.wait(0.2)
