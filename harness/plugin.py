@@ -25,13 +25,14 @@ from harness.access import namespace, reach
 from harness.access.readiness import tail
 from harness.access.shell import ConnectionLost, Shell, ShellBackend
 from harness.appliance import Appliance
-from harness.cloud import Server
+from harness.cloud import Route, Server
 from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
 from harness.results import Figure, Series
 from harness.run import Run
 from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient
+from harness.voip.remote import Agent
 
 
 class Mismatch(AssertionError):
@@ -212,15 +213,22 @@ def relay(relay_client: Callable[[], NgClient]) -> NgClient:
 def endpoint_towards(session: Session) -> Iterator[Callable[..., Endpoint]]:
     """endpoint_towards(address, port=0, tos=0): an RTP endpoint on this side of the route to an address of the server.
 
-    It is on this host, in the router's namespace where the route leads through one, and is closed at the end.
+    It is where the route leaves for the server: on this host, in the router's namespace where the route leads through
+    one; on the gateway, where there is one in between. It is closed at the end.
     """
+    agents: dict[Route, Agent] = {}
     with ExitStack() as opened:
         def open_one(address: str, **options: Any) -> Endpoint:
             route = next((route for route in session.server.routes if route.address == address), None)
             if route is None:
                 raise HostError(f"no route leads to {address} of the server")
-            return opened.enter_context(Endpoint(reach.own_address(route), open_socket=partial(
-                namespace.open_socket, route.namespace), **options))
+            if route.gateway is None:
+                return opened.enter_context(Endpoint(reach.own_address(route), open_socket=partial(
+                    namespace.open_socket, route.namespace), **options))
+            if route not in agents:
+                agents[route] = opened.enter_context(reach.agent(session.config, route, session.run.journal))
+            there = agents[route]
+            return opened.enter_context(there.endpoint(there.address_towards(address), **options))
 
         yield open_one
 

@@ -108,7 +108,7 @@ class Attempt:
         return [caller, self.late, callee]
 
     def outcome(self, begin: int) -> Intrusion:
-        """What came of it; `begin` is when the call began, in nanoseconds since 1970."""
+        """What came of it; `begin` is when the call began, in nanoseconds since 1970 by the callee's clock."""
         callee = self.call.callee
         injected = [seen for stream in (self.early, self.late)
                     for seen in callee.endpoint.heard_from(stream.sender).values()]
@@ -153,7 +153,8 @@ def watch(attempts: Sequence[Attempt], has_learned: Callable[[], bool], *, silen
     """
     for attempt in attempts:
         attempt.aim()
-    begin, clock = time.time_ns(), time.monotonic()
+    begins = {attempt: attempt.call.callee.endpoint.clock() for attempt in attempts}
+    clock = time.monotonic()
     health = []
 
     def until(reached: Callable[[], bool], limit: float, phase: Callable[[Attempt], Iterable[Stream]],
@@ -174,4 +175,5 @@ def watch(attempts: Sequence[Attempt], has_learned: Callable[[], bool], *, silen
     is_learned = until(has_learned, limit, Attempt.while_learning)
     seconds = time.monotonic() - clock
     until(lambda: False, time.monotonic() + afterwards, Attempt.after_learning, linger)
-    return Watched({attempt: attempt.outcome(begin) for attempt in attempts}, health, seconds if is_learned else None)
+    return Watched({attempt: attempt.outcome(begins[attempt]) for attempt in attempts}, health,
+                   seconds if is_learned else None)

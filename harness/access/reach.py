@@ -1,17 +1,22 @@
 """TCP and UDP to a server by its route: from this host, inside a namespace of it, or through a gateway.
 
 Through a gateway everything goes over the shared SSH connection of the run's ssh_config; nothing is installed there.
+Media don't: their endpoints are on the gateway itself.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import shlex
 import socket
 import struct
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from harness.access import namespace
@@ -22,6 +27,10 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.process import end_group
 from harness.process import run as run_command
+from harness.resources import Resource
+from harness.run import Journal
+from harness.voip.endpoint import address_towards
+from harness.voip.remote import PROGRAM, Agent
 
 # Runs on the gateway: datagrams to and from one address, each with its length (16 bits) before it.
 _PROGRAM = """\
@@ -75,6 +84,31 @@ def open_datagrams(config: Path, route: Route, port: int) -> socket.socket | Rel
         return namespace.open_socket(route.namespace, socket.SOCK_DGRAM)
     argv = _inside(route, ["python3", "-c", _PROGRAM, route.address, str(port)])
     return RelayedDatagrams(["ssh", "-F", os.fspath(config), gateway_alias(route.gateway), shlex.join(argv)])
+
+
+@contextmanager
+def agent(config: Path, route: Route, journal: Journal) -> Iterator[Agent]:
+    """An agent for endpoints where `route` leaves its gateway for the server, until the block ends.
+
+    Its process is in `journal` meanwhile. Asking it for anything raises HostError where it can't run.
+    """
+    assert route.gateway is not None
+    token = os.fspath(journal.path.with_name(f"agent-{secrets.token_hex(8)}"))
+    argv = _inside(route, ["python3", "-I", "-c", PROGRAM, token])
+    process = journal.creating(Resource("process", token))
+    try:
+        with Agent(["ssh", "-F", os.fspath(config), gateway_alias(route.gateway), shlex.join(argv)],
+                   in_words(route)) as started:
+            yield started
+    finally:
+        journal.gone(process)
+
+
+def in_words(route: Route) -> str:
+    """Where a route begins: `this host`, `the network node net1`, `the jump host bastion`."""
+    if route.gateway is None:
+        return "this host"
+    return f"the {'network node' if route.kind is RouteKind.NAMESPACE else 'jump host'} {route.gateway.host}"
 
 
 def _inside(route: Route, argv: list[str]) -> list[str]:
@@ -131,12 +165,5 @@ def own_address(route: Route) -> str:
     """The address of this host, or of the router's namespace on it, that `route` begins at. Raises HostError where that
     is elsewhere, or no route leads there."""
     if route.gateway:
-        raise HostError(f"media can't be sent through the gateway {route.gateway.host}",
-                        hint="the acceptance level needs a route that begins on this host")
-    family = socket.AF_INET6 if ":" in route.address else socket.AF_INET
-    with namespace.open_socket(route.namespace, socket.SOCK_DGRAM, family) as probe:
-        try:
-            probe.connect((route.address, 9))
-        except OSError as error:
-            raise HostError(f"no route to {route.address}: {error.strerror}") from error
-        return str(probe.getsockname()[0])
+        raise HostError(f"the route to {route.address} begins at the gateway {route.gateway.host}, not on this host")
+    return address_towards(route.address, partial(namespace.open_socket, route.namespace))

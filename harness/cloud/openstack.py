@@ -44,6 +44,8 @@ _NAMESPACE = 60.0
 """Seconds that an agent may take to make a router's namespace."""
 _STAND_IN = 20.0
 """Seconds after which DHCP's namespace will do, where the router's has not come up."""
+_ADVERTISED = "rtpengine_advertised"
+"""Key of a server's metadata: the address that a relay on it tells to callers."""
 _LOOKING = 2.0
 """Seconds between two requests for a server's state or console: one request serves everybody who asks meanwhile."""
 
@@ -126,8 +128,8 @@ class OpenStackCloud:
         for spec, port, floating in zip(specs, ports, addresses, strict=True):
             name = f"{run.id}-{spec.name}"
             run.journal.creating(Resource("os-server", name, {"cloud": self.name, "run": run.id}))
-            identity = nova.create_server(self.api, name, self._attributes(run, spec, flavor, key_pair, str(port.id)),
-                                          spec.user_data, deadline)
+            attributes = self._attributes(run, spec, flavor, key_pair, str(port.id), floating)
+            identity = nova.create_server(self.api, name, attributes, spec.user_data, deadline)
             requested.append((spec, identity, str(port.fixed_ips[0]["ip_address"]), floating))
         network.tag()
         place = self._place(run, network, subnet, deadline) if options.route is RouteKind.NAMESPACE else None
@@ -219,13 +221,15 @@ class OpenStackCloud:
             for run in glance.users(image):
                 yield Mark(mine, run), Resource("os-image", str(image.name), {"cloud": self.name, "run": run})
 
-    def _attributes(self, run: Run, spec: ServerSpec, flavor: capacity.Flavor, key_pair: str, port: str
-                    ) -> dict[str, Any]:
+    def _attributes(self, run: Run, spec: ServerSpec, flavor: capacity.Flavor, key_pair: str, port: str,
+                    floating: str) -> dict[str, Any]:
         options = self.api.options
+        # A relay that is reached at its floating address has to tell callers that one.
+        advertised = {_ADVERTISED: floating} if options.route is RouteKind.FLOATING_IP else {}
         attributes: dict[str, Any] = {
             "flavor_id": flavor.id, "key_name": key_pair, "networks": [{"port": port}],
             "config_drive": options.config_drive,
-            "metadata": {nova.OWNER: owner(self._settings), nova.RUN: run.id, **spec.metadata}}
+            "metadata": {nova.OWNER: owner(self._settings), nova.RUN: run.id, **advertised, **spec.metadata}}
         if options.availability_zone:
             attributes["availability_zone"] = options.availability_zone
         if options.volume:

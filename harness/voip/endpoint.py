@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import socket
+import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from harness.errors import HostError
 from harness.voip import batch, rtcp, rtp
@@ -14,9 +15,13 @@ from harness.voip.rtp import CLOCK, PCMU, Codec
 from harness.voip.sdp import Media
 from harness.voip.stats import Received
 
+if TYPE_CHECKING:
+    from harness.voip.traffic import Flow
+
 OpenSocket = Callable[[socket.SocketKind, socket.AddressFamily], socket.socket]
 _ATTEMPTS: Final = 50
 _BUFFER: Final = 8 << 20
+_DISCARD: Final = 9
 
 
 class Stream:
@@ -63,7 +68,15 @@ class Stream:
     @property
     def sent(self) -> int:
         """Packets that left."""
+        self.endpoint.refresh()
         return self.packets - self.failed.total()
+
+
+class Place(Protocol):
+    """Where endpoints are that are not in this process."""
+
+    def flow(self, streams: Sequence[Stream], report_every: float) -> Flow:
+        """What is to send and receive there, see harness.voip.traffic."""
 
 
 class Endpoint:
@@ -73,8 +86,19 @@ class Endpoint:
     `open_socket` makes its sockets, in another network namespace, say. Raises HostError where they can't be had.
     """
 
+    place: Place | None = None
+    """Where its sockets are; None: in this process."""
+
     def __init__(self, address: str, *, port: int = 0, tos: int = 0,
                  open_socket: OpenSocket | None = None) -> None:
+        self._blank(address)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        opener = open_socket or _here
+        self.rtp, self.rtcp = _pair(address, port, lambda: opener(socket.SOCK_DGRAM, family))
+        for own in (self.rtp, self.rtcp):
+            batch.options(own, tos, _BUFFER)
+
+    def _blank(self, address: str) -> None:
         self.address = address
         self.streams: dict[int, Stream] = {}
         """By SSRC."""
@@ -84,11 +108,6 @@ class Endpoint:
         """By SSRC: middle of the NTP timestamp of the last sender report, and when it came."""
         self.unrecognised = 0
         """Datagrams that were neither RTP nor RTCP."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        opener = open_socket or (lambda kind, family: socket.socket(family, kind))
-        self.rtp, self.rtcp = _pair(address, port, lambda: opener(socket.SOCK_DGRAM, family))
-        for own in (self.rtp, self.rtcp):
-            batch.options(own, tos, _BUFFER)
 
     def __enter__(self) -> Endpoint:
         return self
@@ -108,6 +127,13 @@ class Endpoint:
     def rtcp_port(self) -> int:
         return int(self.rtcp.getsockname()[1])
 
+    def refresh(self) -> None:
+        """Bring what is known of it and its streams up to date, where that is not done by this process itself."""
+
+    def clock(self) -> int:
+        """Nanoseconds since 1970 by the clock of its host."""
+        return time.time_ns()
+
     def stream(self, codec: Codec = PCMU, ptime: int = 20, *, sends: bool = True) -> Stream:
         """A new stream, which goes nowhere yet; its SSRC is no other's here. `ptime` is in milliseconds."""
         stream = Stream(self, codec, ptime, sends)
@@ -118,11 +144,12 @@ class Endpoint:
 
     def heard_from(self, sender: int) -> dict[int, Received]:
         """All that came from this sender, by key: of one SSRC, unless the relay changed it."""
+        self.refresh()
         return {key: self.received[key] for key in list(self.received) if key & 0xFFFFFFFF == sender}
 
     def forget(self, sender: int) -> None:
         """What comes from this sender from now on counts anew."""
-        for key in self.heard_from(sender):
+        for key in [key for key in list(self.received) if key & 0xFFFFFFFF == sender]:
             self.received.pop(key, None)
 
     def strangers(self) -> dict[int, Received]:
@@ -130,6 +157,7 @@ class Endpoint:
 
         What this endpoint itself sent is among it: a loop (RFC 3550, 8.2).
         """
+        self.refresh()
         known = {stream.peer.sender for stream in self.streams.values() if stream.peer}
         return {key: self.received[key] for key in list(self.received) if key & 0xFFFFFFFF not in known}
 
@@ -162,6 +190,21 @@ class Endpoint:
             for block in report.blocks:
                 if (stream := self.streams.get(block.ssrc)) is not None:
                     stream.remote, stream.round_trip = block, rtcp.round_trip(block, arrival)
+
+
+def address_towards(address: str, open_socket: OpenSocket | None = None) -> str:
+    """The own address of this host, or of the namespace of `open_socket`, on the way to `address`. Raises HostError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with (open_socket or _here)(socket.SOCK_DGRAM, family) as probe:
+        try:
+            probe.connect((address, _DISCARD))
+        except OSError as error:
+            raise HostError(f"no route to {address}: {error.strerror}") from error
+        return str(probe.getsockname()[0])
+
+
+def _here(kind: socket.SocketKind, family: socket.AddressFamily) -> socket.socket:
+    return socket.socket(family, kind)
 
 
 def _pair(address: str, port: int, open_one: Callable[[], socket.socket]) -> tuple[socket.socket, socket.socket]:

@@ -14,7 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from harness.errors import HostError
 from harness.voip import batch, rtp
@@ -60,6 +60,19 @@ class Health:
         return ""
 
 
+class Flow(Protocol):
+    """What sends and receives for Traffic. stop() may be asked again; `stopped` is set by it, or by what broke it."""
+
+    stopped: threading.Event
+
+    def start(self) -> None: ...
+
+    def stop(self, linger: float) -> Health: ...
+
+    @property
+    def health(self) -> Health: ...
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Streams of one socket that send at the same time."""
@@ -69,31 +82,20 @@ class _Batch:
     streams: Sequence[Stream]
 
 
-class Traffic:
-    """Media of `streams`, received by their endpoints and their peers' endpoints; run() it, or `with` it meanwhile.
+class Generator:
+    """Media of `streams` by a thread of this process: what Traffic does where their endpoints are here."""
 
-    All streams have the same packet interval. `report_every` is the seconds between a stream's RTCP reports (RFC 3550
-    wants 5; 0: none). Streams go on where they stopped when another Traffic takes them over; an endpoint is read by one
-    at a time.
-    """
-
-    def __init__(self, streams: Iterable[Stream], *, report_every: float = 5.0) -> None:
-        self._streams = list(streams)
-        intervals = {stream.ptime for stream in self._streams} or {20}
-        if len(intervals) > 1:
-            raise ValueError(f"streams of different packet intervals: {sorted(intervals)} ms")
-        if any(not port for stream in self._streams for _, port in (stream.target, stream.rtcp_target)):
-            raise ValueError("a stream goes nowhere: towards() says where")
-        self._ptime, self._report_every = intervals.pop(), report_every
-        self._endpoints = list(dict.fromkeys(
-            one.endpoint for stream in self._streams for one in (stream, stream.peer) if one is not None))
+    def __init__(self, streams: Sequence[Stream], report_every: float) -> None:
+        self._streams = streams
+        self._ptime, self._report_every = _interval(streams), report_every
+        self._endpoints = endpoints_of(streams)
         self._slots = self._laid_out([stream for stream in self._streams if stream.sends])
         self._incoming = Incoming()
         # A socket that gets a packet each 20 ms is not worth a look for each of them: the kernel keeps the time.
         self._look_every = min(_PAUSE_A_SOCKET * 2 * len(self._endpoints), _LONGEST_PAUSE)
         self._look_at = 0
         self._ready: deque[int] = deque()
-        self._stop = threading.Event()
+        self.stopped = threading.Event()
         self._thread = threading.Thread(target=self._guarded, name="media")
         self._error: BaseException | None = None
         self._linger = 0.3
@@ -103,30 +105,12 @@ class Traffic:
         self._dropped_before = self._dropped()
         self._dropped_after: int | None = None
 
-    def __enter__(self) -> Traffic:
+    def start(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def run(self, seconds: float, linger: float = 0.3) -> Health:
-        """Send for `seconds`, then receive until nothing came for `linger` seconds."""
-        self._thread.start()
-        try:
-            self.wait(seconds)
-        finally:
-            self.stop(linger)
-        return self.health
-
-    def wait(self, seconds: float) -> None:
-        """Let the traffic run for `seconds`, or until something breaks it: then stop() says what."""
-        self._stop.wait(seconds)
-
-    def stop(self, linger: float = 0.3) -> Health:
-        """Stop sending; return when nothing came for `linger` seconds. Raises what broke the traffic."""
+    def stop(self, linger: float) -> Health:
         self._linger = linger
-        self._stop.set()
+        self.stopped.set()
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -180,7 +164,7 @@ class Traffic:
                 self._go_on()
         except BaseException as error:
             self._error = error
-            self._stop.set()
+            self.stopped.set()
 
     def _go_on(self) -> None:
         interval = self._ptime * 1_000_000
@@ -192,9 +176,9 @@ class Traffic:
         while True:
             for number, (offset, batches) in enumerate(self._slots):
                 due = begin + rounds * interval + offset
-                while (now := time.monotonic_ns()) < due and not self._stop.is_set():
+                while (now := time.monotonic_ns()) < due and not self.stopped.is_set():
                     time.sleep(min((due - now) / 1e9, _LONGEST_SLEEP))
-                if self._stop.is_set():
+                if self.stopped.is_set():
                     self._end, self._busy = time.monotonic(), time.thread_time() - cpu
                     self._last_words()
                     self._dropped_after = self._dropped()
@@ -325,3 +309,69 @@ class Traffic:
         while time.monotonic() < end and (ready := self._epoll.poll(self._linger)):
             for own, _ in ready:
                 self._fetch(own)
+
+
+def _interval(streams: Iterable[Stream]) -> int:
+    intervals = {stream.ptime for stream in streams} or {20}
+    if len(intervals) > 1:
+        raise ValueError(f"streams of different packet intervals: {sorted(intervals)} ms")
+    return intervals.pop()
+
+
+def with_peers(streams: Iterable[Stream]) -> list[Stream]:
+    """The streams and those of the other direction, each once."""
+    return list(dict.fromkeys(one for stream in streams for one in (stream, stream.peer) if one is not None))
+
+
+def endpoints_of(streams: Iterable[Stream]) -> list[Endpoint]:
+    """Those that send or receive the streams, each once."""
+    return list(dict.fromkeys(stream.endpoint for stream in with_peers(streams)))
+
+
+class Traffic:
+    """Media of `streams`, received by their endpoints and their peers' endpoints; run() it, or `with` it meanwhile.
+
+    All streams have the same packet interval, all endpoints the same place: here, or one agent's (harness.voip.remote).
+    `report_every` is the seconds between a stream's RTCP reports (RFC 3550 wants 5; 0: none). Streams go on where they
+    stopped when another Traffic takes them over; an endpoint is read by one at a time.
+    """
+
+    def __init__(self, streams: Iterable[Stream], *, report_every: float = 5.0) -> None:
+        given = list(streams)
+        _interval(given)
+        if any(not port for stream in given for _, port in (stream.target, stream.rtcp_target)):
+            raise ValueError("a stream goes nowhere: towards() says where")
+        places = {endpoint.place for endpoint in endpoints_of(given)}
+        if len(places) > 1:
+            raise ValueError("streams of endpoints at different places")
+        place = places.pop() if places else None
+        self._flow: Flow = Generator(given, report_every) if place is None else place.flow(given, report_every)
+
+    def __enter__(self) -> Traffic:
+        self._flow.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(self, seconds: float, linger: float = 0.3) -> Health:
+        """Send for `seconds`, then receive until nothing came for `linger` seconds."""
+        self._flow.start()
+        try:
+            self.wait(seconds)
+        finally:
+            self.stop(linger)
+        return self.health
+
+    def wait(self, seconds: float) -> None:
+        """Let the traffic run for `seconds`, or until something breaks it: then stop() says what."""
+        self._flow.stopped.wait(seconds)
+
+    def stop(self, linger: float = 0.3) -> Health:
+        """Stop sending; return when nothing came for `linger` seconds. Raises what broke the traffic."""
+        return self._flow.stop(linger)
+
+    @property
+    def health(self) -> Health:
+        """How the generator does so far."""
+        return self._flow.health

@@ -31,10 +31,11 @@ class Intruded:
 def third(server, endpoint_towards, media_address):
     """An endpoint that the relay knows nothing of, and the server's address that it sends to.
 
-    It takes another route than the media, so that its address is another one. Where there is no other route it has an
-    address with them in common, and another port.
+    It takes another route than the media, so that its address is another one. Where no other one begins at the same
+    place it has an address with them in common, and another port: its packets are timed between those of the call.
     """
-    others = [route.address for route in server.routes if route.address != media_address and route.gateway is None]
+    places = {route.gateway for route in server.routes if route.address == media_address}
+    others = [route.address for route in server.routes if route.address != media_address and route.gateway in places]
     address = next(iter(others), media_address)
     return endpoint_towards(address), address
 

@@ -22,6 +22,7 @@ from harness.cloud.api import Api
 from harness.cloud.openstack import OpenStackCloud
 from harness.deadline import Deadline
 from harness.image.build import Image
+from harness.levels import Level
 from harness.progress import Progress
 from harness.run import Run
 from harness.settings import Settings
@@ -148,7 +149,7 @@ def test_two_servers_an_address_that_moves_and_a_port_that_closes(work: Work, re
 
 
 def _checks_by_jump_host(work: Work, jump: Server, server: Server) -> None:
-    """SSH and the relay's control protocol by way of another server, whose host key has to be a known one."""
+    """SSH, the relay's control protocol and a call by way of another server, whose host key has to be a known one."""
     gateway = Gateway(jump.floating_ip, jump.user, identity_file=str(work.run.directory / "ssh_key"),
                       known_hosts=str(keys.known_hosts(work.run)))
     for known in (True, False):
@@ -156,7 +157,8 @@ def _checks_by_jump_host(work: Work, jump: Server, server: Server) -> None:
         by_jump = replace(server, routes=(Route(RouteKind.JUMP, server.internal_ip, gateway=through),))
         readiness.disconnect(work.run, server)
         ssh_config.write(work.run, [jump, by_jump])
-        red = Booted(work, by_jump).red("-k", "test_ng_ping or test_machine_id")
+        red = Booted(work, by_jump).red("-k", "test_ng_ping or test_machine_id or test_one_call",
+                                        level=Level.ACCEPTANCE)
         assert (red == []) is known, red
         subprocess.run(["ssh", "-F", ssh_config.path(work.run), "-O", "exit", ssh_config.gateway_alias(through)],
                        capture_output=True)

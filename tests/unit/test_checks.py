@@ -1,7 +1,9 @@
 """Runs of pytest on checks that need no server."""
 
 import json
+import os
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
 from harness.levels import Level
+from harness.resources import REMOVERS, processes_with
 from harness.results import CheckResult, Figure, Series
 from harness.run import Run
 
@@ -191,13 +194,65 @@ def test_an_endpoint_has_the_address_of_its_side_of_the_route(run: Run, address:
             end = endpoint_towards("{address}", tos=184)
             assert end.address == "{address}" and end.rtcp_port == end.port + 1
         ''', routes=(Route(RouteKind.FLOATING_IP, address),))[0]
-    assert result.outcome == "passed", result
+    assert result.outcome == "passed", result.message + result.seen
+
+
+SSH = """\
+#!/bin/sh
+for command; do :; done
+exec sh -c "exec $command"
+"""
+
+
+@pytest.fixture
+def other_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Route:
+    """A route through a host that is this one: its ssh runs the command here."""
+    ssh = tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(SSH)
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ssh.parent}:{os.environ['PATH']}")
+    return Route(RouteKind.JUMP, "127.0.0.1", gateway=Gateway("node"))
+
+
+AGENTS = """
+import time
+from pathlib import Path
+from harness.voip.remote import RemoteEndpoint
+
+def agents(session):
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline")
+            if b"-I" in path.read_bytes() and str(session.run.directory / "agent-").encode() in path.read_bytes()]
+
+def test_endpoints(endpoint_towards, session):
+    ends = [endpoint_towards("127.0.0.1", tos=184) for _ in range(2)]
+    assert all(isinstance(end, RemoteEndpoint) and end.address == "127.0.0.1" for end in ends)
+    assert [r.name for r in session.run.journal.outstanding() if "/agent-" in r.name] and len(agents(session)) == 1
+    ENDING
+"""
+
+
+def test_endpoints_live_on_the_host_in_between(run: Run, other_host: Route) -> None:
+    result = check(run, AGENTS.replace("ENDING", ""), routes=(other_host,))[0]
+    assert result.outcome == "passed", result.message + result.seen
+    assert not run.journal.outstanding() and processes_with(f"{run.directory}/agent-") == []
+
+
+def test_an_agent_does_not_outlive_checks_that_are_killed(run: Run, other_host: Route) -> None:
+    results = check(run, AGENTS.replace("ENDING", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+                    routes=(other_host,))
+    assert [result.outcome for result in results] == ["error"]
+    limit = Deadline(10)
+    while processes_with(f"{run.directory}/agent-"):
+        assert not limit.expired
+        time.sleep(0.05)
+    assert run.journal.remove_outstanding(REMOVERS) == [] == run.journal.outstanding()
 
 
 @pytest.mark.parametrize("route, why", [
     (Route(RouteKind.FLOATING_IP, "127.0.0.2"), "no route leads to 127.0.0.1"),
     (Route(RouteKind.NAMESPACE, "127.0.0.1", "nowhere"), "network namespace nowhere"),
-    (Route(RouteKind.JUMP, "127.0.0.1", gateway=Gateway("node")), "can't be sent through the gateway node")])
+    (Route(RouteKind.JUMP, "127.0.0.1", gateway=Gateway("node")), "no endpoints at the jump host node: it ended")])
 def test_a_host_that_media_can_not_be_sent_from_is_an_error(run: Run, route: Route, why: str) -> None:
     result = check(run, "def test_endpoint(endpoint_towards):\n    endpoint_towards('127.0.0.1')\n", routes=(route,))[0]
     assert (result.outcome, why in result.seen) == ("error", True), result

@@ -9,7 +9,7 @@ from harness.voip import batch, rtcp, rtp
 from harness.voip.endpoint import Endpoint
 from harness.voip.mediastats import in_words
 from harness.voip.rtp import PCMA, PCMU
-from harness.voip.traffic import Health, Traffic
+from harness.voip.traffic import Generator, Health, Traffic
 
 LOOPBACK = pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 
@@ -219,8 +219,8 @@ def test_packets_that_leave_late_are_counted(monkeypatch):
             time.sleep(stalls.pop())
         fetch(self, until)
 
-    fetch = Traffic._receive
-    monkeypatch.setattr(Traffic, "_receive", receive)
+    fetch = Generator._receive
+    monkeypatch.setattr(Generator, "_receive", receive)
     with Endpoint("127.0.0.1") as caller, Endpoint("127.0.0.1") as callee:
         streams = paired(caller, callee)
         health = Traffic(streams).run(0.6)

@@ -14,7 +14,7 @@ def examples(project):
 def run_all(project, faults):
     """One after another: the later use the imports of the earlier. Returns all their names."""
     with relay_double(faults) as relay:
-        names = {"RELAY": "127.0.0.1", "PORT": relay.port}
+        names = {"RELAY": "127.0.0.1", "PORT": relay.port, "SSH": ["sh", "-c"]}
         for text in examples(project):
             exec(compile(text, "docs/voip.md", "exec"), names)
         assert not relay.calls
@@ -24,10 +24,11 @@ def run_all(project, faults):
 def test_the_examples_run_and_print(project, capsys):
     names = run_all(project, Faults())
     printed = capsys.readouterr().out
-    assert len(examples(project)) == 4
+    assert len(examples(project)) == 5
     assert names["result"].to_callee.lost == 0 and names["result"].to_callee.sent > 40
     assert re.search(r"^\d+ sent, 0 lost, jitter \d+\.\d\d ms, latency \d+\.\d\d ms, MOS 4\.\d+, from", printed)
     assert "\n0 lost\n" in printed and "Unknown call-id" in printed and "pong {'sessionstotal': 0} []" in printed
+    assert "packets received, counted at the host net1" in printed and names["there"].to_callee.lost == 0
     # The double lets everybody in: the example must see it.
     assert names["injected"] == names["intruder"].sent > 20 and names["stolen"] == 0
 
