@@ -33,6 +33,7 @@ class Settings:
     testcloud_link: str = "198.19.255.0/30"
     testcloud_external: str = "198.19.0.0/24"
     egress: bool = False
+    sip_root: str = ""
     keep: str = "never"
 
     @classmethod

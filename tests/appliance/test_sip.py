@@ -16,7 +16,7 @@ from harness.plugin import expect
 from harness.settings import Settings
 from harness.sip import calls as sip
 from harness.sip import programs
-from harness.sip.proxy import REFUSED, Kamailio
+from harness.sip.proxy import REFUSED
 from harness.sip.trace import Dialog
 from harness.units import many
 from harness.voip.call import CallResult
@@ -37,11 +37,21 @@ NOWHERE = 9
 
 
 @pytest.fixture(scope="session")
-def site(session, server, endpoint, media_address):
+def settings():
+    return Settings.load(Path(harness.__file__).parent.parent)
+
+
+@pytest.fixture(scope="session")
+def proxy(settings):
+    """What calls go by."""
+    return programs.proxy_of(settings)
+
+
+@pytest.fixture(scope="session")
+def site(session, server, endpoint, media_address, settings, proxy):
     """Where SIP's programs run: on this side of the route by which media come to the relay."""
     address = endpoint().address
-    settings = Settings.load(Path(harness.__file__).parent.parent)
-    root = programs.prepare(settings, session.run, Kamailio(), Deadline(PROGRAMS))
+    root = programs.prepare(settings, session.run, proxy, Deadline(PROGRAMS))
     namespace = next(route.namespace for route in server.routes if route.address == media_address)
     return sip.Site(root, namespace, address, session.run.directory / "sip", session.run.journal)
 
@@ -73,12 +83,12 @@ class Telephony:
 
 
 @pytest.fixture(scope="session")
-def telephony(site, control, switchboard, endpoint, arrived):
+def telephony(site, proxy, control, switchboard, endpoint, arrived):
     """Calls by a proxy, with media both ways, until the callers hang up. Whatever happens, the relay has none in the
     end."""
     callers, callees = ([endpoint() for _ in range(CALLS)] for _ in range(2))
     came = arrived()
-    with sip.placed(site, Kamailio(), control, callers, callees) as calls:
+    with sip.placed(site, proxy, control, callers, callees) as calls:
         try:
             taken_up = calls.settle()
             exchanges, health = calls.exchanges(), []
@@ -147,10 +157,10 @@ def test_sip_hang_up(telephony):
 
 
 @pytest.mark.after("test_ng_ping")
-def test_sip_without_relay(site, control, endpoint, seen):
+def test_sip_without_relay(site, proxy, control, endpoint, seen):
     """a call is refused when no relay answers the proxy"""
     address, _ = control
-    with sip.placed(site, Kamailio(), (address, NOWHERE), [endpoint()], [endpoint()]) as calls:
+    with sip.placed(site, proxy, (address, NOWHERE), [endpoint()], [endpoint()]) as calls:
         [dialog] = calls.settle()
         said = calls.said(dialog)
         calls.hang_up()
