@@ -52,8 +52,7 @@ def host(c: Context, install: bool = False) -> None:
 def appliances(c: Context) -> None:
     """List the appliances of appliances.yaml."""
     for name, entry in appliances_file.load(_settings().appliances).items():
-        version = entry.rtpengine.version if entry.rtpengine else ""
-        print(f"{name:<16} {version:<12} {entry.release:<10} {entry.description}")
+        print(f"{name:<16} {entry.version:<12} {entry.release:<10} {entry.description}")
 
 
 @task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml",

@@ -37,14 +37,6 @@ def kernel_log(host):
 
 
 @pytest.fixture(scope="session")
-def rtpengine(appliance):
-    """The relay as the description wants it."""
-    if appliance.rtpengine is None:
-        pytest.skip("the appliance has no relay")
-    return appliance.rtpengine
-
-
-@pytest.fixture(scope="session")
 def table(rtpengine):
     """The number of the relay's forwarding table."""
     if rtpengine.table < 0:
@@ -53,11 +45,9 @@ def table(rtpengine):
 
 
 @pytest.fixture(scope="session")
-def plan(appliance):
+def plan(conntrack, appliance):
     """The connection tracking table that follows from the description."""
-    if appliance.conntrack is None:
-        pytest.skip("the appliance has no conntrack section")
-    return conntrack_plan(appliance.conntrack, appliance.server.memory)
+    return conntrack_plan(conntrack, appliance.server.memory)
 
 
 @pytest.fixture(scope="session")
@@ -76,11 +66,27 @@ def provoked(read):
 @pytest.fixture(scope="session")
 def units(host):
     """Properties of the units that checks ask for, by unit (systemctl(1), show)."""
-    names = ["rtpengine.service", "redis-server.service", "logrotate.timer", "cloud-init-stages.service"]
+    names = ["rtpengine.service", "redis-server.service", "opensips.service", "logrotate.timer",
+             "cloud-init-stages.service"]
     shown = host.check_output("systemctl show --property=ActiveState,SubState,NRestarts,Result,UnitFileState,MainPID,"
                               "StatusText,ExecStart " + " ".join(names))
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
     return dict(zip(names, blocks, strict=True))
+
+
+@pytest.fixture(scope="session")
+def rotated(host, units):
+    """rotated(log): that this file is rotated."""
+    def judge(log):
+        tried = host.run("logrotate --debug /etc/logrotate.conf")
+        said = tried.stdout + tried.stderr
+        errors = [line for line in said.splitlines() if line.startswith("error:")]
+        expect(tried.rc == 0 and not errors, "a logrotate configuration without errors", "; ".join(errors) or tried.rc)
+        expect(f"considering log {log}" in said, f"{log} considered by logrotate", "it is not")
+        timer = units["logrotate.timer"]["UnitFileState"]
+        expect(timer == "enabled", "logrotate.timer enabled", timer)
+
+    return judge
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def described(directory: Path, text: str) -> Path:
 
 
 def test_an_unknown_appliance(inv: Inv) -> None:
-    inv.refused(inv("build", "--appliance", "nosuch"), 2, "there is no appliance 'nosuch'", "known: rtpengine")
+    inv.refused(inv("build", "--appliance", "nosuch"), 2, "there is no appliance 'nosuch'", "known: opensips, rtpe")
     assert not (inv.directory / "runs").exists()
 
 
