@@ -7,11 +7,15 @@ and judged: the program only looks whether every file that the configuration nam
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness import appliance as appliances_file
+from harness.appliance import Appliance, PackageRepository
+from tests.conftest import PROJECT
 from tests.stand_in import gpg, make_key, publish, stanza
 
 VERSION = "4.0.1-1"
@@ -60,8 +64,18 @@ class Packages:
         return f"file:{self.path}"
 
 
-def make_packages(directory: Path, modules: Sequence[str]) -> Packages:
-    """The repository, with files of no content in the place of `modules`."""
+def described(packages: Packages) -> Appliance:
+    """The project's appliance, its packages from this repository."""
+    plain = appliances_file.load(PROJECT / "appliances.yaml")["opensips"]
+    assert plain.opensips
+    source = PackageRepository(packages.url, SUITE, ("main",), packages.key, packages.fingerprint, 7)
+    return replace(plain, opensips=replace(plain.opensips, version=VERSION, repository=source))
+
+
+def make_packages(directory: Path) -> Packages:
+    """The repository, with files of no content in the place of the modules that the element's configuration loads."""
+    template = (PROJECT / "elements/opensips/opensips.cfg.in").read_text()
+    modules = re.findall(r'^loadmodule "(.*)"$', template, re.MULTILINE)
     home = make_key(directory / "gnupg")
     key = directory / "key.asc"
     key.write_bytes(gpg(home, "--armor", "--export"))

@@ -58,6 +58,11 @@ def test_an_unknown_appliance(inv: Inv) -> None:
     assert not (inv.directory / "runs").exists()
 
 
+def test_a_proxy_without_a_repository_of_its_packages(inv: Inv) -> None:
+    inv.refused(inv("build", "--appliance", "opensips"), 2, "appliances.opensips.opensips: repository is missing",
+                "write url, suite, components, key and fingerprint")
+
+
 def test_an_unknown_key(inv: Inv, tmp_path: Path) -> None:
     file = described(tmp_path, (PROJECT / "appliances.yaml").read_text().replace("    kernel: ", "    kernal: "))
     line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "kernal" in text)

@@ -6,7 +6,6 @@ The packages are stand-ins and not OpenSIPS (tests/opensips_packages.py): no reg
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pytest
 
 from harness import appliance as appliances_file
 from harness import host
-from harness.appliance import Appliance, PackageRepository
+from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import DescriptionError
 from harness.image import builder, dib, repository
@@ -25,13 +24,13 @@ from harness.image.apt import AptState, MirrorError, state_for
 from harness.image.mirrors import AptMirrors, apt_mirrors
 from harness.run import Run
 from harness.settings import Settings
+from tests import opensips_packages
 from tests.conftest import PROJECT
 from tests.opensips_packages import REFUSED, SUITE, VERSION, VERSIONS, Packages, make_packages
 
 pytestmark = pytest.mark.root
 
 ELEMENT = PROJECT / "elements/opensips"
-MODULES = re.findall(r'^loadmodule "(.*)"$', (ELEMENT / "opensips.cfg.in").read_text(), re.MULTILINE)
 SYSTEM = ("adduser", "logrotate", "rsyslog", "systemd")
 """What an image has before the element's packages are installed."""
 
@@ -49,13 +48,13 @@ exec chroot "$1" bash -euc "$3"
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    return make_packages(tmp_path_factory.mktemp("packages"), MODULES)
+    return make_packages(tmp_path_factory.mktemp("packages"))
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     """A repository of another key."""
-    return make_packages(tmp_path_factory.mktemp("other"), MODULES)
+    return make_packages(tmp_path_factory.mktemp("other"))
 
 
 @pytest.fixture(scope="module")
@@ -245,11 +244,7 @@ def test_a_configuration_that_opensips_refuses_ends_the_build(image: Image, tmp_
 
 @pytest.fixture
 def described(packages: Packages) -> Appliance:
-    """The project's appliance, its packages from the repository here."""
-    plain = appliances_file.load(PROJECT / "appliances.yaml")["opensips"]
-    assert plain.opensips
-    source = PackageRepository(packages.url, SUITE, ("main",), packages.key, packages.fingerprint, 7)
-    return replace(plain, opensips=replace(plain.opensips, version=VERSION, repository=source))
+    return opensips_packages.described(packages)
 
 
 Asked = Callable[..., AptState]
