@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,7 +23,9 @@ PACKAGE = "opensips"
 
 def entry(appliance: Appliance, repository: PackageRepository, cache: Path) -> Entry:
     """The repository as apt's source, with its key in `cache`. Raises DescriptionError where the key is another."""
-    return Entry(repository.url, (repository.suite,), repository.components, _keyring(appliance, repository, cache))
+    # Files are copied (sources.list(5)): dpkg, in the root that is made, does not see where they are on this machine.
+    url = re.sub("^file:", "copy:", repository.url)
+    return Entry(url, (repository.suite,), repository.components, _keyring(appliance, repository, cache))
 
 
 def required(appliance: Appliance) -> PackageRepository:
