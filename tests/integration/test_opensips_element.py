@@ -111,30 +111,44 @@ class Image:
         return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment | self.settings)
 
 
-@pytest.fixture
-def image(system: Path, packages: Packages, tmp_path: Path) -> Image:
-    root = tmp_path / "root"
+def copy_of(system: Path, root: Path) -> Path:
     subprocess.run(["cp", "-a", "--reflink=auto", system, root], check=True)
     (root / "usr/share/pkg-map").mkdir(parents=True)
     shutil.copy(ELEMENT / "pkg-map", root / "usr/share/pkg-map/opensips")
-    return Image(root, packages)
+    return root
 
 
-INSTALL = "apt-get -q -y install opensips opensips-http-modules"
-"""What diskimage-builder does with package-installs.yaml."""
+@pytest.fixture(scope="module")
+def bare_root(system: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_of(system, tmp_path_factory.mktemp("bare") / "root")
 
 
-def installed(image: Image) -> None:
+@pytest.fixture(scope="module")
+def full_root(system: Path, packages: Packages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With the packages, as diskimage-builder installs what package-installs.yaml names."""
+    image = Image(copy_of(system, tmp_path_factory.mktemp("full") / "root"), packages)
     image.through("root.d", "extra-data.d", "pre-install.d")
-    done = image.inside(INSTALL)
+    done = image.inside("apt-get -q -y install opensips opensips-http-modules")
     assert done.returncode == 0, done.stdout + done.stderr
+    return image.root
+
+
+@pytest.fixture
+def bare(bare_root: Path, packages: Packages) -> Image:
+    """An image without the packages. What one test leaves in it is written anew by the next."""
+    return Image(bare_root, packages)
+
+
+@pytest.fixture
+def image(full_root: Path, packages: Packages) -> Image:
+    """An image with the packages; likewise."""
+    return Image(full_root, packages)
 
 
 def test_the_element_makes_a_proxy_of_the_pinned_version(image: Image) -> None:
     image.settings = {"DIB_OPENSIPS_RELAYS": "192.0.2.5:2223 [2001:db8::5]:2223", "DIB_OPENSIPS_PORT": "5070",
                       "DIB_OPENSIPS_PIKE_DENSITY": "30", "DIB_OPENSIPS_PRIVATE_THRESHOLD": "5",
                       "DIB_OPENSIPS_DOMAINS": "sip.example.org", "DIB_OPENSIPS_LOG_FACILITY": "local3"}
-    installed(image)
     image.through("install.d", "post-install.d")
     shown = image.inside("dpkg-query --show opensips opensips-http-modules; id -un opensips").stdout
     assert shown.split() == ["opensips", VERSION, "opensips-http-modules", VERSION, "opensips"]
@@ -154,7 +168,6 @@ def test_the_element_makes_a_proxy_of_the_pinned_version(image: Image) -> None:
 
 
 def test_a_server_is_told_its_relays_domains_and_subscribers_at_boot(image: Image) -> None:
-    installed(image)
     image.through("install.d")
     settings = "mkdir -p /run/opensips; /usr/libexec/opensips/server-settings && cat /run/opensips/server.cfg"
     assert image.inside(settings).stdout == 'modparam("cfgutils", "shvset", "relays=i:0")\n'
@@ -174,15 +187,16 @@ def test_a_server_is_told_its_relays_domains_and_subscribers_at_boot(image: Imag
     ("relays", "192.0.2.5", "ADDRESS:PORT"), ("relays", "192.0.2.5:2223\") evil", "ADDRESS:PORT"),
     ("domains", "sip example", "a host name"), ("subscriptions", "E_PIKE_BLOCKED", "EVENT SOCKET"),
     ("subscriptions", "E_X udp:a:1\"); exit", "EVENT SOCKET")])
-def test_a_wrong_line_is_named_with_its_file(image: Image, name: str, line: str, wanted: str) -> None:
-    place = image.root / "etc/opensips"
-    place.mkdir()
-    (image.root / "run/opensips").mkdir()
+def test_a_wrong_line_is_named_with_its_file(bare: Image, name: str, line: str, wanted: str) -> None:
+    place = bare.root / "etc/opensips"
+    shutil.rmtree(place, ignore_errors=True)
+    for directory in (place, bare.root / "run/opensips"):
+        directory.mkdir(exist_ok=True)
     (place / "opensips.cfg").write_text("socket=udp:*:5060\n")
     (place / name).write_text(f"# comment\n{line}\n")
-    done = image.inside("/tmp/in_target.d/opensips-root/usr/libexec/opensips/server-settings")
+    done = bare.inside("/tmp/in_target.d/opensips-root/usr/libexec/opensips/server-settings")
     assert done.returncode == 1 and f"/etc/opensips/{name}: '{line}' is not {wanted}" in done.stderr
-    assert not (image.root / "run/opensips/server.cfg").exists()
+    assert not (bare.root / "run/opensips/server.cfg").exists()
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:
@@ -192,42 +206,41 @@ def refused(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def test_a_key_of_another_fingerprint_is_refused_before_anything_is_built(image: Image, other: Packages) -> None:
-    image.settings = {"DIB_OPENSIPS_KEY": os.fspath(other.key)}
-    assert refused(image.phase("root.d")) == (f"ERROR: opensips: {other.key} holds the key {other.fingerprint}, and "
-                                              f"{image.packages.fingerprint} alone is trusted")
+def test_a_key_of_another_fingerprint_is_refused_before_anything_is_built(bare: Image, other: Packages) -> None:
+    bare.settings = {"DIB_OPENSIPS_KEY": os.fspath(other.key)}
+    assert refused(bare.phase("root.d")) == (f"ERROR: opensips: {other.key} holds the key {other.fingerprint}, and "
+                                             f"{bare.packages.fingerprint} alone is trusted")
 
 
-def test_a_file_with_a_further_key_is_refused(image: Image, other: Packages, tmp_path: Path) -> None:
+def test_a_file_with_a_further_key_is_refused(bare: Image, other: Packages, tmp_path: Path) -> None:
     both = tmp_path / "both.asc"
-    both.write_bytes(image.packages.key.read_bytes() + other.key.read_bytes())
-    image.settings = {"DIB_OPENSIPS_KEY": os.fspath(both)}
-    assert f"{other.fingerprint}, and {image.packages.fingerprint} alone is trusted" in refused(image.phase("root.d"))
+    both.write_bytes(bare.packages.key.read_bytes() + other.key.read_bytes())
+    bare.settings = {"DIB_OPENSIPS_KEY": os.fspath(both)}
+    assert f"{other.fingerprint}, and {bare.packages.fingerprint} alone is trusted" in refused(bare.phase("root.d"))
 
 
-def test_a_file_without_a_key_is_refused(image: Image) -> None:
-    image.settings = {"DIB_OPENSIPS_KEY": "/etc/hostname"}
-    assert refused(image.phase("root.d")) == "ERROR: opensips: /etc/hostname holds no OpenPGP key"
+def test_a_file_without_a_key_is_refused(bare: Image) -> None:
+    bare.settings = {"DIB_OPENSIPS_KEY": "/etc/hostname"}
+    assert refused(bare.phase("root.d")) == "ERROR: opensips: /etc/hostname holds no OpenPGP key"
 
 
-def test_a_repository_that_another_key_signed_is_refused(image: Image, other: Packages) -> None:
-    image.settings = {"DIB_OPENSIPS_KEY": os.fspath(other.key), "DIB_OPENSIPS_FINGERPRINT": other.fingerprint}
-    image.through("root.d", "extra-data.d")
-    done = image.phase("pre-install.d")
-    assert f"apt does not take the repository {image.packages.url} {SUITE}" in refused(done)
+def test_a_repository_that_another_key_signed_is_refused(bare: Image, other: Packages) -> None:
+    bare.settings = {"DIB_OPENSIPS_KEY": os.fspath(other.key), "DIB_OPENSIPS_FINGERPRINT": other.fingerprint}
+    bare.through("root.d", "extra-data.d")
+    done = bare.phase("pre-install.d")
+    assert f"apt does not take the repository {bare.packages.url} {SUITE}" in refused(done)
     assert "NO_PUBKEY" in done.stdout + done.stderr
 
 
-def test_a_version_that_is_not_there_is_named_with_those_there_are(image: Image) -> None:
-    image.settings = {"DIB_OPENSIPS_VERSION": "4.0.9-1"}
-    image.through("root.d", "extra-data.d")
-    assert refused(image.phase("pre-install.d")) == (f"ERROR: opensips: {image.packages.url} {SUITE} has no opensips "
-                                                     f"4.0.9-1; it has: {' '.join(reversed(VERSIONS))}")
+def test_a_version_that_is_not_there_is_named_with_those_there_are(bare: Image) -> None:
+    bare.settings = {"DIB_OPENSIPS_VERSION": "4.0.9-1"}
+    bare.through("root.d", "extra-data.d")
+    assert refused(bare.phase("pre-install.d")) == (f"ERROR: opensips: {bare.packages.url} {SUITE} has no opensips "
+                                                    f"4.0.9-1; it has: {' '.join(reversed(VERSIONS))}")
 
 
 def test_another_version_in_the_base_root_is_refused(image: Image) -> None:
     """As where a base root was made of other packages."""
-    installed(image)
     image.settings = {"DIB_OPENSIPS_VERSION": "4.0.0-1"}
     assert f"opensips {VERSION} where 4.0.0-1 is pinned" in refused(image.phase("install.d"))
 
@@ -236,7 +249,6 @@ def test_a_configuration_that_opensips_refuses_ends_the_build(image: Image, tmp_
     image.element = Path(shutil.copytree(ELEMENT, tmp_path / "opensips"))
     template = image.element / "opensips.cfg.in"
     template.write_text(template.read_text().replace('loadmodule "tm.so"', 'loadmodule "tmm.so"'))
-    installed(image)
     done = image.phase("install.d")
     assert f"OpenSIPS {VERSION} refuses its configuration" in refused(done)
     assert f"{REFUSED} tmm.so" in done.stderr
