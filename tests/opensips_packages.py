@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness import appliance as appliances_file
 from harness.appliance import Appliance, PackageRepository
+from harness.image.software import PROXY_BUILT_IN
 from tests.conftest import PROJECT
 from tests.stand_in import gpg, make_key, publish, stanza
 
@@ -38,6 +39,7 @@ while [ $# -gt 0 ]; do
 done
 mpath=$(sed -n 's/^mpath="\\(.*\\)"$/\\1/p' "$config")
 for module in $(sed -n 's/^loadmodule "\\(.*\\)"$/\\1/p' "$config"); do
+    case $module in proto_udp.so | proto_tcp.so) continue ;; esac
     [ -e "$mpath$module" ] || { echo "stand-in, not OpenSIPS: no module $module" >&2; exit 255; }
 done
 for part in $(sed -n 's/^include_file "\\(.*\\)"$/\\1/p' "$config"); do
@@ -75,7 +77,7 @@ def described(packages: Packages) -> Appliance:
 def make_packages(directory: Path) -> Packages:
     """The repository, with files of no content in the place of the modules that the element's configuration loads."""
     template = (PROJECT / "elements/opensips/opensips.cfg.in").read_text()
-    modules = re.findall(r'^loadmodule "(.*)"$', template, re.MULTILINE)
+    modules = sorted(set(re.findall(r'^loadmodule "(.*)"$', template, re.MULTILINE)) - set(PROXY_BUILT_IN))
     home = make_key(directory / "gnupg")
     key = directory / "key.asc"
     key.write_bytes(gpg(home, "--armor", "--export"))

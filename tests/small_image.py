@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.appliance import Appliance, ConntrackGoal, Rtpengine, ServerSize
 from harness.conntrack import plan
+from harness.image.software import PROXY_BUILT_IN
 
 KERNEL = "6.1.0-99-cloud-amd64"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -115,7 +116,7 @@ def add_proxy(root: Path, project: Path) -> None:
     text = (project / "elements/opensips/opensips.cfg.in").read_text()
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
-    for module in re.findall(r'^loadmodule "(.*)"$', text, re.MULTILINE):
+    for module in set(re.findall(r'^loadmodule "(.*)"$', text, re.MULTILINE)) - set(PROXY_BUILT_IN):
         (modules / module).touch()
     status = root / "var/lib/dpkg/status"
     status.write_text("\n".join([status.read_text(), _package("opensips", version=PROXY),

@@ -19,6 +19,8 @@ LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 LOG = "/var/log/rtpengine.log"
 PROXY_LOG = "/var/log/opensips.log"
 PROXY_CONFIGURATION = "/etc/opensips/opensips.cfg"
+PROXY_BUILT_IN = ("proto_udp.so", "proto_tcp.so")
+"""What is loaded like modules and is a part of OpenSIPS itself (net/ in its source)."""
 NOTRACK = "/etc/conntrack/notrack.rules"
 _REBUILD = "./inv build --force builds it again"
 
@@ -229,7 +231,7 @@ def proxy_configuration(root: Root, expect: Expectation) -> Seen:
 def proxy_modules(root: Root, expect: Expectation) -> Seen:
     text = root.text(PROXY_CONFIGURATION)
     path = re.search(r'^mpath="(.*?)/?"', text, re.MULTILINE)
-    wanted = re.findall(r'^loadmodule "(.*?)"', text, re.MULTILINE)
+    wanted = [name for name in re.findall(r'^loadmodule "(.*?)"', text, re.MULTILINE) if name not in PROXY_BUILT_IN]
     return all_of(wanted, root.names(path[1]) if path else [],
                   hint="opensips.packages in appliances.yaml names those that bring further modules")
 
