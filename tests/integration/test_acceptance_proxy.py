@@ -6,6 +6,7 @@ For this the description has to say where OpenSIPS's packages are: DIALTONE_APPL
 from __future__ import annotations
 
 from collections.abc import Iterator
+from string import Template
 
 import pytest
 
@@ -13,6 +14,7 @@ from harness import appliance as appliances_file
 from harness import host
 from harness.levels import Level
 from harness.settings import Settings
+from tests.conftest import PROJECT
 from tests.controls import Control, assert_turned, rule
 from tests.real_server import Booted, work_in
 
@@ -79,6 +81,35 @@ def test_every_check_is_green_and_one_of_the_controls_turns_it_red(server: Boote
 @pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
 def test_control(server: Booted, control: Control) -> None:
     assert_turned(server, control)
+
+
+TOLD = """\
+cat >/run/told.yaml <<'END'
+{text}END
+cloud-init schema --config-file /run/told.yaml
+cloud-init single --name write_files --frequency always --file /run/told.yaml
+systemctl restart opensips
+"""
+SUBSCRIBERS = """\
+exec 3<>/dev/udp/127.0.0.1/8080
+printf '{"jsonrpc":"2.0","id":1,"method":"subscribers_list","params":["E_PIKE_BLOCKED"]}' >&3
+timeout 5 dd bs=65535 count=1 <&3 2>/dev/null
+"""
+
+
+def test_what_user_data_says_is_in_force_from_the_start(server: Booted) -> None:
+    template = Template((PROJECT / "cloud-init/opensips.yaml").read_text())
+    text = template.substitute(relay="192.0.2.5:2223", domain="sip.example.org", event="E_PIKE_BLOCKED",
+                               subscriber="udp:127.0.0.1:9999")
+    try:
+        server.root(TOLD.format(text=text))
+        written = server.root("cat /run/opensips/server.cfg")
+        assert '"udp:192.0.2.5:2223"' in written and "alias=udp:sip.example.org:5060" in written
+        assert "127.0.0.1:9999" in server.root(SUBSCRIBERS)
+        assert server.red("-k", "test_proxy_relays") == ["test_proxy_relays"]
+    finally:
+        server.root("for file in relays domains subscriptions; do : >/etc/opensips/$file; done; "
+                    "systemctl restart opensips")
 
 
 def test_all_is_green_again(server: Booted) -> None:
