@@ -27,6 +27,7 @@ EVENTS = ("E_CORE_SR_STATUS_CHANGED", "E_CORE_THRESHOLD", "E_CORE_SHM_THRESHOLD"
 DENSITY = 16
 """SIP requests in a unit of 2 s from which on a source is blocked."""
 DEFAULT_EXPIRE = 3600
+LARGE = 20_000
 
 NAMES_3 = {"version": ("version",), "uptime": ("uptime",), "subscribe": ("event_subscribe",),
            "list": ("events_list",), "subscribers": ("subscribers_list",), "raise": ("raise_event",),
@@ -69,6 +70,9 @@ class OpenSipsDouble:
     cut: int = 0
     """Where it isn't 0, events over TCP leave in pieces of so many octets."""
     unsent: int = 0
+    threshold: int = 1
+    """Percent of private memory; a large request is what takes more. 0: no event about it."""
+    density: int = DENSITY
     commands: list[str] = field(default_factory=list)
     started: int = field(default_factory=lambda: int(time.time()))
     subscribers: dict[str, list[Subscriber]] = field(default_factory=lambda: {name: [] for name in EVENTS})
@@ -87,7 +91,7 @@ class OpenSipsDouble:
     @property
     def places(self) -> list[str]:
         return [f"udp:127.0.0.1:{self.ports['mi']}", f"unix:{self.directory / 'mi.sock'}",
-                f"fifo:{self.directory / 'fifo'},{self.directory}", f"http://127.0.0.1:{self.ports['http']}/mi"]
+                f"fifo:{self.directory / 'opensips_fifo'},{self.directory}", f"http://127.0.0.1:{self.ports['http']}/mi"]
 
     @property
     def sip(self) -> tuple[str, int]:
@@ -309,10 +313,12 @@ class OpenSipsDouble:
         self._counted[source] = (begun, count + 1) if now - begun < 2 else (now, 1)
         if now < self.red.get(source, 0):
             return None
-        if self._counted[source][1] > DENSITY:
+        if self._counted[source][1] > self.density:
             self.red[source] = now + 120
             self.happened("E_PIKE_BLOCKED", {"ip": source})
             return None
+        if len(data) > LARGE and self.threshold:
+            self.memory(26)
         status = {"INVITE": "404 Not Found", "OPTIONS": "200 OK"}.get(method, "405 Method Not Allowed")
         if method == "INVITE":
             caller = next(line.split("<")[1].split(">")[0] for line in lines if line.startswith("From:"))
@@ -321,10 +327,10 @@ class OpenSipsDouble:
         kept = [line for line in lines if line.split(":")[0] in ("Via", "From", "To", "Call-ID", "CSeq")]
         return "\r\n".join([f"SIP/2.0 {status}", *kept, "Content-Length: 0", "", ""]).encode()
 
-    def threshold(self, usage: int) -> None:
+    def memory(self, usage: int) -> None:
         """The core's event about private memory; it comes with every percent that changes."""
-        self.happened("E_CORE_PKG_THRESHOLD", {"usage": usage, "threshold": 1, "used": 545344, "size": 2097152,
-                                               "pid": os.getpid()})
+        self.happened("E_CORE_PKG_THRESHOLD", {"usage": usage, "threshold": self.threshold, "used": 545344,
+                                               "size": 2097152, "pid": os.getpid()})
 
 
 class _Http(http.server.BaseHTTPRequestHandler):
@@ -356,7 +362,7 @@ def opensips_double(version: str, directory: Path, ports: Mapping[str, int] | No
     """A stand-in that ends with the block; `ports` of mi, http and sip are free ones unless given."""
     double = OpenSipsDouble(version, directory)
     wanted = ports or {}
-    unix, fifo = directory / "mi.sock", directory / "fifo"
+    unix, fifo = directory / "mi.sock", directory / "opensips_fifo"
     os.mkfifo(fifo)
     # Open for writing, too: else it would be at its end with each client.
     commands = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)

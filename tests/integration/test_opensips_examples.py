@@ -61,7 +61,7 @@ def test_events_are_printed(double):
         assert process.stdout.readline() == f"{FLOOD}(ip='192.0.2.66')\n"
         double.restart()
         wait(lambda: all(double.subscribers.values()))
-        double.threshold(26)
+        double.memory(26)
         assert process.stdout.readline().startswith("E_CORE_PKG_THRESHOLD(usage=26, threshold=1, ")
         assert "no subscription to E_CORE_SR_STATUS_CHANGED for up to" in process.stderr.readline()
 
