@@ -1,8 +1,8 @@
 """The checks of events, on a server that is this host in namespaces of its own, with a stand-in that is not OpenSIPS.
 
-    unshare --net --mount --pid --fork --kill-child --mount-proc python -m tests.proxy_here DIRECTORY DEFECT [SELECTION...]
+    unshare --net --mount --pid --fork --kill-child --mount-proc python -m tests.proxy_here DIRECTORY DEFECT CHECKS
 
-`ssh`, `sudo` and `systemctl` are scripts. It proves that the checks are green where all is well and red where it is not;
+`ssh`, `sudo` and `systemctl` are scripts. It proves that the checks are green where all is well and red where it isn't;
 of OpenSIPS it proves nothing. Prints outcomes and messages by check, as JSON.
 """
 

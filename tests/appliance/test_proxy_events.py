@@ -217,9 +217,8 @@ def test_event_of_core(host, interface, server, sip, subscribers, told, seen):
     link, to = sip
     for one in subscribers:
         one.subscribe(MEMORY)
-    # All headers have to be looked at where what the proxy looks for comes last.
-    large = bytes(request("OPTIONS", server, *(f"X-{number}: x" for number in range(4000)))).replace(
-        b"Max-Forwards: 70\r\n", b"").replace(b"Content-Length: 0", b"Max-Forwards: 70\r\nContent-Length: 0")
+    # To answer it, all of its headers are looked at, and kept meanwhile.
+    large = bytes(request("OPTIONS", server, *(f"X-{number}: x" for number in range(4000))))
     host.check_output("cp %s /run/dialtone-opensips.cfg", CONFIGURATION)
     try:
         host.check_output("sed -i 's/^event_pkg_threshold=.*/event_pkg_threshold=1/' %s", CONFIGURATION)

@@ -28,8 +28,8 @@ from harness.opensips.interface import EventInterface, Subscription
 from harness.opensips.keeper import Keeper
 from harness.opensips.mi import MiClient, MiError, MiRefused
 from harness.opensips.subscriber import Here, NoEvent, Reader, Subscriber
+from harness.sip.request import Request, by_datagrams
 from tests.opensips_double import opensips_double
-from tests.sip_requests import asked
 
 REAL = os.environ.get("DIALTONE_OPENSIPS_MI", "").split()
 SCRIPT = "E_CALL_REFUSED"
@@ -69,6 +69,18 @@ def interface(proxy: Proxy) -> Iterator[EventInterface]:
         if "127.0.0.1" in found.blocked():
             found.unblock("127.0.0.1")
         yield found
+
+
+@pytest.fixture
+def phone(proxy: Proxy) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+        own.connect(proxy.sip)
+        yield own
+
+
+def request(proxy: Proxy, method: str, headers: tuple[str, ...] = ()) -> Request:
+    return Request(method, f"sip:nobody@{proxy.sip[0]}:{proxy.sip[1]}", "sip:test@127.0.0.1",
+                   headers=("Contact: <sip:test@127.0.0.1>", *headers))
 
 
 NUMBERS = itertools.count()
@@ -202,9 +214,9 @@ def test_parameters_of_raise_by_name_are_a_text(interface, subscriber) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_event_of_the_script(proxy, subscriber, transport) -> None:
+def test_an_event_of_the_script(proxy, subscriber, phone, transport) -> None:
     with Events(subscriber(transport)).expect(SCRIPT, code=404, reason="Not Found") as expected:
-        assert asked(proxy.sip, "INVITE").startswith("SIP/2.0 404 ")
+        assert by_datagrams(phone, proxy.sip, request(proxy, "INVITE"), Deadline(3)).status == 404
     params = expected.event.params
     # The script assigned callee, caller, reason, code: what is assigned last comes first.
     assert list(params) == ["code", "reason", "caller", "callee"]
@@ -212,10 +224,10 @@ def test_an_event_of_the_script(proxy, subscriber, transport) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_event_of_a_module(proxy, interface, subscriber, transport) -> None:
+def test_an_event_of_a_module(proxy, interface, subscriber, phone, transport) -> None:
     with Events(subscriber(transport)).expect("E_PIKE_BLOCKED", ip="127.0.0.1") as expected:
         for _ in range(60):
-            asked(proxy.sip, "OPTIONS", seconds=0)
+            phone.send(bytes(request(proxy, "OPTIONS")))
     assert dict(expected.event.params) == {"ip": "127.0.0.1"}
     assert interface.blocked() == ("127.0.0.1",)
     interface.unblock("127.0.0.1")
@@ -224,11 +236,11 @@ def test_an_event_of_a_module(proxy, interface, subscriber, transport) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_event_of_the_core(proxy, subscriber, transport) -> None:
+def test_an_event_of_the_core(proxy, subscriber, phone, transport) -> None:
     with Events(subscriber(transport)).expect("E_CORE_PKG_THRESHOLD", threshold=1) as expected:
-        # All of its headers are looked at, and kept, before those that the proxy looks for.
+        # To answer it, all of its headers are looked at, and kept meanwhile.
         for _ in range(5):
-            asked(proxy.sip, "OPTIONS", seconds=0.2, headers=[f"X-{number}: x" for number in range(4000)])
+            phone.send(bytes(request(proxy, "OPTIONS", tuple(f"X-{number}: x" for number in range(4000)))))
     params = expected.event.params
     assert set(params) == {"usage", "threshold", "used", "size", "pid"}
     assert all(isinstance(value, int) for value in params.values()) and params["used"] < params["size"]
