@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from harness.deadline import Deadline
@@ -26,57 +26,67 @@ class EventMissing(CheckFailed):
 
 @dataclass
 class Expected:
-    """What came: `events` are all of the block and of the wait after it, `event` is the one that was expected."""
+    """What came: `found` are the events that were expected, one of each subscriber, `came` all until then."""
 
-    events: list[Event] = field(default_factory=list)
-    found: Event | None = None
+    came: list[Event] = field(default_factory=list)
+    found: tuple[Event, ...] = ()
 
     @property
     def event(self) -> Event:
-        """Not there before the block has ended."""
-        if self.found is None:
+        """The first subscriber's. Not there before the block has ended."""
+        if not self.found:
             raise LookupError("the block that the event is expected of has not ended")
-        return self.found
+        return self.found[0]
 
 
 class Events:
-    """Expectations of what comes to `subscriber`."""
+    """Expectations of what comes to `subscribers`: to each of them, `within` seconds unless said otherwise."""
 
-    def __init__(self, subscriber: Subscriber) -> None:
-        self.subscriber = subscriber
+    def __init__(self, *subscribers: Subscriber, within: float = 5.0) -> None:
+        self.subscribers, self.within = subscribers, within
 
     @contextmanager
-    def expect(self, name: str, /, *, within: float = 5.0, **params: Value) -> Iterator[Expected]:
+    def expect(self, name: str, /, *, within: float | None = None, **params: Value) -> Iterator[Expected]:
         """The event `name` with these parameters comes during the block, or up to `within` seconds after its end.
 
         Raises EventMissing. Where the block raises, nothing is waited for.
         """
-        self.subscriber.subscribe(name)
-        with self.subscriber.reader() as reader:
-            expected = Expected()
+        for one in self.subscribers:
+            one.subscribe(name)
+        expected = Expected()
+        with ExitStack() as opened:
+            readers = [opened.enter_context(one.reader()) for one in self.subscribers]
             yield expected
-            expected.found = self._wait(reader, expected, name, params, Deadline(within))
-            if expected.found is None:
-                wanted = f"{name} with {params}" if params else name
-                raise EventMissing(f"{wanted} within {within:.1f} s", expected.events, reader.doubts())
+            limit = Deadline(self.within if within is None else within)
+            for one, reader in zip(self.subscribers, readers, strict=True):
+                came: list[Event] = []
+                found = _wait(reader, came, name, params, limit)
+                expected.came += came
+                if found is None:
+                    wanted = f"{name} with {params}" if params else name
+                    raise EventMissing(f"{wanted} within {limit.seconds:.1f} s over {one.listener.transport}", came,
+                                       reader.doubts())
+                expected.found += (found,)
 
     @contextmanager
     def none(self, name: str, /, *, within: float = 1.0) -> Iterator[None]:
-        """The event `name` does not come during the block, nor up to `within` seconds after its end."""
-        with self.subscriber.reader() as reader:
+        """The event `name` comes to nobody during the block, nor up to `within` seconds after its end."""
+        with ExitStack() as opened:
+            readers = [opened.enter_context(one.reader()) for one in self.subscribers]
             yield
-            came = [event for event in reader.until(Deadline(within)) if event.name == name]
+            limit = Deadline(within)
+            came = [event for reader in readers for event in reader.until(limit) if event.name == name]
             if came:
                 raise CheckFailed(f"{came[0]} came, which nobody should have been told")
 
-    @staticmethod
-    def _wait(reader: Reader, expected: Expected, name: str, params: dict[str, Value], deadline: Deadline
-              ) -> Event | None:
-        while True:
-            try:
-                event = reader.next(deadline)
-            except NoEvent:
-                return None
-            expected.events.append(event)
-            if event.name == name and event.matches(params):
-                return event
+
+def _wait(reader: Reader, came: list[Event], name: str, params: dict[str, Value], deadline: Deadline) -> Event | None:
+    """The event; None where it does not come. All until then are added to `came`."""
+    while True:
+        try:
+            event = reader.next(deadline)
+        except NoEvent:
+            return None
+        came.append(event)
+        if event.name == name and event.matches(params):
+            return event

@@ -8,7 +8,7 @@ costs an emulated server next to nothing, starting a program 0.1 s and more: so 
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +18,12 @@ from harness import acceptance, relayoptions
 from harness.conntrack import plan as conntrack_plan
 from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
+from harness.opensips import remote
+from harness.opensips.expectation import Events
+from harness.opensips.interface import EventInterface
+from harness.opensips.keeper import Keeper
+from harness.opensips.mi import MiClient
+from harness.opensips.subscriber import Subscriber
 from harness.plugin import expect
 from harness.voip.call import Call, CallResult, placed
 from harness.voip.ng import NgNoAnswer
@@ -279,3 +285,39 @@ def whole(talk, arrived, seen):
                f"{silent} streams silent, {lost} packets lost; {said}")
 
     return judge
+
+
+MANAGEMENT = {"datagrams": "udp:127.0.0.1:8080", "FIFO": "fifo:/run/opensips/opensips_fifo,/run/opensips",
+              "HTTP": "http://127.0.0.1:8888/mi"}
+EVENT_SOCKETS = {"udp": "127.0.0.1:0", "tcp": "127.0.0.1:0", "unix": "/run/opensips/dialtone-events.sock"}
+EVENT_SECONDS = 10.0
+"""In which an answer or an event comes from a busy emulated server."""
+
+
+@pytest.fixture(scope="session")
+def management(session, server, opensips):
+    """management(way): a client of the proxy's Management Interface on the server's loopback; closed at the end."""
+    with ExitStack() as opened:
+        yield lambda way: opened.enter_context(MiClient(
+            remote.Interface(session.config, server.name, MANAGEMENT[way]), EVENT_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def event_interface(management):
+    """The proxy's event interface."""
+    return EventInterface(management("datagrams"))
+
+
+@pytest.fixture(scope="session")
+def event_socket(session, server, opensips):
+    """event_socket(transport): a socket on the server that the proxy's events may come to."""
+    return lambda transport: remote.Socket(session.config, server.name, transport, EVENT_SOCKETS[transport])
+
+
+@pytest.fixture(scope="session")
+def events(event_interface, event_socket):
+    """`with events.expect("E_PIKE_BLOCKED", ip=address):` the block, or what it has begun, leads to that event, and it
+    comes over UDP, TCP and unix datagrams."""
+    with Keeper(event_interface) as keeper, ExitStack() as opened:
+        yield Events(*(opened.enter_context(Subscriber(keeper, event_socket(transport)))
+                       for transport in EVENT_SOCKETS), within=EVENT_SECONDS)

@@ -151,7 +151,7 @@ def test_an_expectation_says_what_came_instead(double, keeper, tmp_path):
     with Subscriber(keeper, here("udp", tmp_path)) as one:
         with pytest.raises(EventMissing) as missing, Events(one).expect(SCRIPT, within=0.3, code=486):
             double.script(SCRIPT, ("reason", "code"), ("Not Found", 404))
-        assert str(missing.value) == (f"{SCRIPT} with {{'code': 486}} within 0.3 s did not come; what came is "
+        assert str(missing.value) == (f"{SCRIPT} with {{'code': 486}} within 0.3 s over udp did not come; what came is "
                                       f"{SCRIPT}(code=404, reason='Not Found')")
         with pytest.raises(EventMissing, match="what came is nothing"), Events(one).expect(SCRIPT, within=0.1):
             pass
@@ -167,7 +167,18 @@ def test_what_is_expected_may_come_in_the_middle_of_others(double, keeper, tmp_p
                 _ = expected.event
             for number in range(3):
                 double.happened(SCRIPT, {"n": number})
-        assert expected.event.params == {"n": 1} and len(expected.events) == 2
+        assert expected.event.params == {"n": 1} and len(expected.came) == 2
+
+
+def test_what_is_expected_has_to_come_to_each(double, keeper, tmp_path):
+    with Subscriber(keeper, here("udp", tmp_path)) as one, Subscriber(keeper, here("tcp", tmp_path)) as other:
+        with Events(one, other).expect(SCRIPT) as expected:
+            double.happened(SCRIPT, None)
+        assert [event.transport for event in expected.found] == ["udp", "tcp"]
+        with pytest.raises(EventMissing, match=r"E_CALL_REFUSED within 0\.2 s over tcp did not come"), \
+                Events(one, other).expect(SCRIPT, within=0.2):
+            double.subscribers[SCRIPT][:] = [known for known in double.subscribers[SCRIPT] if "udp" in known.socket]
+            double.happened(SCRIPT, None)
 
 
 def test_a_block_that_fails_is_not_waited_for(keeper, tmp_path):
