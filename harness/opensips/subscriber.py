@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -166,6 +166,8 @@ class Subscriber:
         """Events so far."""
         self._readers: list[Reader] = []
         self._names: dict[str, None] = {}
+        self._decoders: dict[int, Decoder] = {}
+        """By number of the connection."""
         self._socket = self._malformed = 0
         self._broken: DialtoneError | None = None
         self._thread = threading.Thread(target=self._receive, name=f"events at {listener.name}", daemon=True)
@@ -216,9 +218,9 @@ class Subscriber:
         return tuple(gap for gap in self.keeper.gaps if gap.socket == self.listener.name)
 
     def check(self) -> None:
-        """Raises where the way to the socket is lost."""
-        if self._broken:
-            raise self._broken
+        """Raises where nothing is received any more."""
+        if not self._thread.is_alive():
+            raise self._broken or HostError(f"nothing receives events at {self.listener.name} any more")
 
     def close(self) -> None:
         try:
@@ -237,42 +239,38 @@ class Subscriber:
             return
 
     def _receive(self) -> None:
-        decoders: dict[int, Decoder] = {}
-        transport = self.listener.transport
         try:
             for pieces in self.listener.pieces():
                 now = time.time()
-                events: list[Event] = []
-                lost = malformed = 0
-                for kind, number, data in pieces:
-                    if kind == DATAGRAM:
-                        event = of_datagram(data, now, transport)
-                        found = [event] if event else []
-                        malformed += event is None
-                    elif kind == LOST:
-                        lost += number
-                        continue
-                    elif kind == END:
-                        # An object of which the end never came.
-                        malformed += decoders.pop(number, Decoder()).begun
-                        continue
-                    else:
-                        decoder = decoders.setdefault(number, Decoder())
-                        before, objects = decoder.malformed, decoder.feed(data)
-                        found = [e for o in objects if (e := of_notification(o, now, transport))]
-                        malformed += decoder.malformed - before + len(objects) - len(found)
-                    events += found
+                events = [event for piece in pieces for event in self._found(piece, now)]
                 with self.changed:
                     self.received += len(events)
-                    self._socket += lost
-                    self._malformed += malformed
                     for reader in self._readers:
                         reader.put(events)
                     self.changed.notify_all()
         except DialtoneError as error:
-            with self.changed:
-                self._broken = error
-                self.changed.notify_all()
+            self._broken = error
+
+    def _found(self, piece: Piece, now: float) -> Iterable[Event]:
+        """The events that a piece completes; what is lost is counted."""
+        kind, number, data = piece
+        transport = self.listener.transport
+        if kind == DATAGRAM:
+            event = of_datagram(data, now, transport)
+            self._malformed += event is None
+            return [event] if event else []
+        if kind == LOST:
+            self._socket += number
+            return []
+        if kind == END:
+            # An object of which the end never came.
+            self._malformed += self._decoders.pop(number, Decoder()).begun
+            return []
+        decoder = self._decoders.setdefault(number, Decoder())
+        before, objects = decoder.malformed, decoder.feed(data)
+        found = [event for one in objects if (event := of_notification(one, now, transport))]
+        self._malformed += decoder.malformed - before + len(objects) - len(found)
+        return found
 
 
 @contextmanager

@@ -231,6 +231,13 @@ def test_an_event_that_is_gone_after_a_restart_is_told(double, keeper, tmp_path)
         assert keeper.trouble.code == 400
 
 
+def test_where_nothing_receives_any_more_that_is_told(keeper, tmp_path):
+    with Subscriber(keeper, here("udp", tmp_path)) as one, one.reader() as reader:
+        one.listener.stop()
+        with pytest.raises(HostError, match="nothing receives events at udp:"):
+            reader.next(Deadline(5))
+
+
 def test_closing_waits_for_no_opensips(double, tmp_path):
     with MiClient(double.places[0], seconds=0.2) as client:
         keeper = Keeper(EventInterface(client), 60, watch=0.1)
