@@ -12,8 +12,11 @@ import http.server
 import json
 import os
 import queue
+import re
 import select
+import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -358,8 +361,9 @@ class _Http(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def opensips_double(version: str, directory: Path, ports: Mapping[str, int] | None = None) -> Iterator[OpenSipsDouble]:
-    """A stand-in that ends with the block; `ports` of mi, http and sip are free ones unless given."""
+def opensips_double(version: str, directory: Path, ports: Mapping[str, int] | None = None,
+                    address: str = "127.0.0.1") -> Iterator[OpenSipsDouble]:
+    """A stand-in that ends with the block; `ports` of mi, http and sip (at `address`) are free ones unless given."""
     double = OpenSipsDouble(version, directory)
     wanted = ports or {}
     unix, fifo = directory / "mi.sock", directory / "opensips_fifo"
@@ -371,7 +375,7 @@ def opensips_double(version: str, directory: Path, ports: Mapping[str, int] | No
             sip, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local, \
             http.server.ThreadingHTTPServer(("127.0.0.1", wanted.get("http", 0)), handler) as web:
         mi.bind(("127.0.0.1", wanted.get("mi", 0)))
-        sip.bind(("127.0.0.1", wanted.get("sip", 0)))
+        sip.bind((address, wanted.get("sip", 0)))
         local.bind(os.fspath(unix))
         double.ports = {"mi": mi.getsockname()[1], "sip": sip.getsockname()[1], "http": web.server_port}
         stop = threading.Event()
@@ -422,3 +426,18 @@ def _reply_by_fifo(path: Path, answer: bytes) -> None:
             os.write(number, answer)
         finally:
             os.close(number)
+
+
+def main(version: str, directory: str, configuration: str, sip: str) -> None:
+    """Runs until SIGTERM, with the ports of our appliance but SIP's; its threshold is what `configuration` says."""
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    found = re.search(r"^event_pkg_threshold=(\d+)", Path(configuration).read_text(), re.MULTILINE)
+    assert found
+    with opensips_double(version, Path(directory), {"mi": 8080, "http": 8888, "sip": int(sip)}, "0.0.0.0") as double:
+        double.threshold = int(found[1])
+        ended.wait()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
