@@ -61,6 +61,15 @@ class Subscriber:
         return {"socket": self.socket, "expire": self.expire, "ttl": left if left > 0 else "expired"}
 
 
+def same(asked: str, known: str) -> bool:
+    """Whether a place is taken for one that is known: of datagrams where that begins with it and has the same port."""
+    transport, _, place = asked.partition(":")
+    if transport == "tcp":
+        return asked == known
+    host, port = (place, "") if transport == "unix" else place.rsplit(":", 1)
+    return known.startswith(f"{transport}:{host}") and (not port or known.endswith(f":{port}"))
+
+
 @dataclass
 class OpenSipsDouble:
     """`directory` is where its FIFO, unix socket and FIFOs of replies are."""
@@ -176,7 +185,7 @@ class OpenSipsDouble:
         fits = bool(place) if transport == "unix" else transport in ("udp", "tcp") and host and port.isdecimal()
         if event not in self.subscribers or not fits:
             raise Refused(400, "Bad parameter value")
-        known = next((one for one in self.subscribers[event] if one.socket == socket), None)
+        known = next((one for one in self.subscribers[event] if same(socket, one.socket)), None)
         if known:
             known.expire, known.since = expire, int(time.time())
         else:
@@ -193,7 +202,7 @@ class OpenSipsDouble:
             raise Refused(404, "Event not published")
         if socket is None:
             return {"Event": self._event(event, now)}
-        found = next((one for one in self.subscribers[event] if one.socket == socket), None)
+        found = next((one for one in self.subscribers[event] if same(socket, one.socket)), None)
         if not found:
             raise Refused(404, "Subscriber does not exist")
         return {"Event": {"name": event, "id": list(self.subscribers).index(event), "Subscriber": found.listed(now)}}

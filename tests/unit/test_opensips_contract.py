@@ -177,6 +177,17 @@ def test_a_subscription_is_listed_until_it_ends(interface: EventInterface, name:
     interface.unsubscribe(SCRIPT, name)
 
 
+def test_of_addresses_that_begin_alike_one_is_taken_for_the_other(interface: EventInterface) -> None:
+    long, short = "udp:127.0.0.11:40004", "udp:127.0.0.1:40004"
+    interface.subscribe(SCRIPT, long, 50)
+    interface.subscribe(SCRIPT, short, 60)
+    try:
+        assert [(one.socket, one.expire) for one in interface.subscriptions(SCRIPT)
+                if one.socket in (long, short)] == [(long, 60)]
+    finally:
+        interface.unsubscribe(SCRIPT, long)
+
+
 def test_without_subscriber_nothing_is_raised(interface: EventInterface) -> None:
     limit = Deadline(3)
     while interface.subscriptions(SCRIPT) and not limit.expired:
