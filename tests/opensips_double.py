@@ -90,6 +90,7 @@ class OpenSipsDouble:
     subscribers: dict[str, list[Subscriber]] = field(default_factory=lambda: {name: [] for name in EVENTS})
     red: dict[str, int] = field(default_factory=dict)
     _counted: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _unnamed: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _streams: queue.SimpleQueue[tuple[tuple[str, int], bytes] | None] = field(default_factory=queue.SimpleQueue)
     ports: dict[str, int] = field(default_factory=dict)
@@ -251,8 +252,13 @@ class OpenSipsDouble:
 
     def happened(self, event: str, params: Mapping[str, Any] | Sequence[Any] | None) -> None:
         """Raise an event: to each subscriber that has not expired."""
-        body = {"jsonrpc": "2.0", "method": event, **({"params": params} if params else {})}
-        payload = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+        given = json.dumps(params, separators=(",", ":"), ensure_ascii=False)
+        if isinstance(params, list):
+            # As it happens: what its memory held before decides whether values without names are an array.
+            self._unnamed += 1
+            if self._unnamed % 2 == 0:
+                given = "{" + ",".join(f'"":{json.dumps(value, ensure_ascii=False)}' for value in params) + "}"
+        payload = (f'{{"jsonrpc":"2.0","method":"{event}"' + (f',"params":{given}' if params else "") + "}").encode()
         with self._lock:
             self._purge(event, int(time.time()))
             told = [one.socket for one in self.subscribers[event]]

@@ -22,7 +22,8 @@ LARGEST: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened: `params` by name, or by position where OpenSIPS was given no names; nothing where it had none.
+    """What happened: `params` by name, or by position where OpenSIPS was given no names, or one twice; nothing where it
+    had none.
 
     `received_at` is seconds since the epoch by this host's clock; `transport` is udp, unix or tcp.
     """
@@ -47,6 +48,16 @@ class Event:
         return f"{self.name}({said})"
 
 
+def _object(pairs: list[tuple[str, Any]]) -> Any:
+    """Without names OpenSIPS sends an array or, where MI raised the event, an object with empty names, as it happens:
+    it does not initialise them in evi_dup_shm_params. Then the values are what there is."""
+    named = dict(pairs)
+    return named if len(named) == len(pairs) and "" not in named else [value for _, value in pairs]
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def of_notification(found: Any, received_at: float, transport: str) -> Event | None:
     """The event that a decoded object is; None where it is none."""
     if type(found) is not dict or found.get("jsonrpc") != "2.0" or type(name := found.get("method")) is not str:
@@ -62,7 +73,7 @@ def of_notification(found: Any, received_at: float, transport: str) -> Event | N
 def of_datagram(octets: bytes, received_at: float, transport: str) -> Event | None:
     """The event that a datagram is; None where it is none."""
     try:
-        return of_notification(json.loads(octets.decode(errors="replace")), received_at, transport)
+        return of_notification(_DECODER.decode(octets.decode(errors="replace")), received_at, transport)
     except (ValueError, RecursionError):
         return None
 
@@ -80,7 +91,7 @@ class Decoder:
     def __init__(self) -> None:
         self.malformed = 0
         self._octets = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = _DECODER.raw_decode
         self._text = ""
         """Begins with an object whose end has not come, where it isn't empty."""
         self._looked = self._depth = 0

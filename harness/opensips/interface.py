@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.deadline import Deadline
+from harness.errors import DescriptionError
 from harness.opensips.mi import MiClient, MiMalformed, MiRefused
 from harness.opensips.profile import PROFILES, Profile, of_version
 
@@ -96,8 +97,13 @@ class EventInterface:
         """Have OpenSIPS raise `event`, soon after it has answered.
 
         `params` by name keep their types, numbers are of 32 bits; by position they are text. Raises MiRefused: code
-        480 where nobody has subscribed, 404 where there is no such event.
+        480 where nobody has subscribed, 404 where there is no such event; DescriptionError for what can't be a value.
         """
+        values = params.values() if isinstance(params, Mapping) else params
+        for value in values:
+            # Of other values OpenSIPS frees the text before it sends it: anything may arrive.
+            if type(value) is not str and (type(value) is not int or not -2**31 <= value < 2**31):
+                raise DescriptionError(f"{value!r} can't be a value of an event: neither text nor a number of 32 bits")
         # An object is taken as JSON in a text; as an object it would be refused (400 No Params).
         given = json.dumps(params) if isinstance(params, Mapping) else list(params)
         self.client.request(self.profile.raise_event, [event, given] if params else [event])

@@ -154,3 +154,12 @@ def test_a_subscription_for_ever_is_understood(double):
 
 def test_versions_have_profiles():
     assert of_version("3.6.8") is PROFILES[0] and of_version("4.0.1") is PROFILES[1] and of_version("5.0") is None
+
+
+@pytest.mark.parametrize("value", [1.5, True, None, [1], 2**31])
+def test_what_can_not_be_a_value_is_told(double, value):
+    with MiClient(double.places[0]) as client:
+        interface = EventInterface(client)
+        for params in ({"a": value}, [value]):
+            with pytest.raises(DescriptionError, match="can't be a value of an event"):
+                interface.raise_event("E_CALL_REFUSED", params)
