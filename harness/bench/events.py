@@ -1,12 +1,11 @@
 """Events and the Management Interface of an OpenSIPS: the figures of docs/performance-events.md.
 
-OpenSIPS is the one that DIALTONE_OPENSIPS_MI names by its Management Interface, on this machine. Bursts come from a
+OpenSIPS is the one that the setting opensips_mi names by its Management Interface, on this machine. Bursts come from a
 process of ours over loopback, as fast as it can send: no proxy is as fast, and none loses any on its side.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
@@ -59,7 +58,7 @@ def bench(settings: Settings, appliance: Appliance, progress: Progress, *, boots
 
     Raises HostError where no OpenSIPS is named, MiNoAnswer where it does not answer.
     """
-    place = os.environ.get("DIALTONE_OPENSIPS_MI", "").split()
+    place = settings.opensips_mi.split()
     if not place:
         raise HostError("there is no OpenSIPS to measure with",
                         hint="DIALTONE_OPENSIPS_MI=udp:127.0.0.1:8080 names one that runs here")

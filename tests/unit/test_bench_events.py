@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from harness.bench import events
+from harness.errors import HostError
 from harness.opensips.interface import EventInterface
 from harness.opensips.keeper import Keeper
 from harness.opensips.mi import MiClient
+from harness.settings import Settings
 from tests.opensips_double import OpenSipsDouble, opensips_double
 
 
@@ -44,7 +46,6 @@ def test_a_subscription_that_lapses_is_seen(interface, double, monkeypatch):
     assert events.lapses(interface, double.places[0], 20, 2, 2) >= 20
 
 
-def test_without_an_opensips_nothing_is_measured(monkeypatch, tmp_path):
-    monkeypatch.delenv("DIALTONE_OPENSIPS_MI", raising=False)
-    with pytest.raises(Exception, match="no OpenSIPS to measure with"):
-        events.bench(None, None, None, boots=1, out=tmp_path)
+def test_without_an_opensips_nothing_is_measured(tmp_path):
+    with pytest.raises(HostError, match="no OpenSIPS to measure with"):
+        events.bench(Settings(tmp_path), None, None, boots=1, out=tmp_path)

@@ -28,10 +28,13 @@ from harness.opensips.interface import EventInterface, Subscription
 from harness.opensips.keeper import Keeper
 from harness.opensips.mi import MiClient, MiError, MiRefused
 from harness.opensips.subscriber import Here, NoEvent, Reader, Subscriber
+from harness.settings import Settings
 from harness.sip.request import Request, by_datagrams
+from tests.conftest import PROJECT
 from tests.opensips_double import opensips_double
 
-REAL = os.environ.get("DIALTONE_OPENSIPS_MI", "").split()
+SETTINGS = Settings.load(PROJECT)
+REAL = SETTINGS.opensips_mi.split()
 SCRIPT = "E_CALL_REFUSED"
 """An event that no module raises, so that what comes is what these tests raised."""
 TRANSPORTS = ("udp", "unix", "tcp")
@@ -47,7 +50,7 @@ class Proxy:
 @pytest.fixture(params=["the real one"] if REAL else ["stand-in 3.6.8", "stand-in 4.0.1"])
 def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxy]:
     if REAL:
-        host, _, port = os.environ.get("DIALTONE_OPENSIPS_SIP", "").rpartition(":")
+        host, _, port = SETTINGS.opensips_sip.rpartition(":")
         sip = (host, int(port or 0))
         yield Proxy(REAL, sip, real_restart)
         return
@@ -56,10 +59,9 @@ def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxy]:
 
 
 def real_restart() -> None:
-    command = os.environ.get("DIALTONE_OPENSIPS_RESTART")
-    if not command:
+    if not SETTINGS.opensips_restart:
         pytest.skip("DIALTONE_OPENSIPS_RESTART does not say how the real one is started anew")
-    subprocess.run(shlex.split(command), check=True, timeout=30)
+    subprocess.run(shlex.split(SETTINGS.opensips_restart), check=True, timeout=30)
 
 
 @pytest.fixture
