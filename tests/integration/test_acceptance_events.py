@@ -81,7 +81,7 @@ def server(real_settings: Settings, real_appliance: Appliance, real_image: Image
 
 
 def test_every_check_is_green(server: Booted) -> None:
-    results = server.results("-k", "test_proxy_events", level=Level.ACCEPTANCE)
+    results = server.results("-k", "test_opensips_events", level=Level.ACCEPTANCE)
     print(*(f"{r.id.rsplit('::', 1)[-1]}: {r.outcome} {r.seen} {r.seconds:.1f} s" for r in results), sep="\n")
     assert [(r.id, r.outcome, r.message) for r in results if r.outcome != "passed"] == [] and len(results) == 14
 

@@ -41,7 +41,7 @@ def outcomes(directory: Path, defect: str, selection: str) -> dict[str, list[str
 
 
 def test_every_check_is_green(tmp_path):
-    found = outcomes(tmp_path, "", "test_proxy_events")
+    found = outcomes(tmp_path, "", "test_opensips_events")
     print(*(f"{check}: {said}" for check, said in found.items()), sep="\n")
     found.pop("seconds")
     assert {check: said for check, said in found.items() if said[0] != "passed"} == {}
