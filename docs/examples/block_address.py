@@ -1,7 +1,8 @@
 """Drop what an address sends that floods the proxy: python docs/examples/block_address.py udp:127.0.0.1:8080 [SECONDS]
 
 As root, on the server of OpenSIPS: pike answers a flood with silence, this spares it the flood. The addresses are in
-the set `blocked` of the table `inet opensips`; each leaves it after its time (an hour).
+the set `blocked` of the table `inet opensips`; each leaves it after its time (an hour). Programs on this host are let
+through: they are how OpenSIPS is asked, and how this is told.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ add table inet opensips
 add set inet opensips blocked { type ipv4_addr; flags timeout; }
 add chain inet opensips before { type filter hook prerouting priority raw; }
 flush chain inet opensips before
-add rule inet opensips before ip saddr @blocked counter drop
+add rule inet opensips before iifname != "lo" ip saddr @blocked counter drop
 """
 
 

@@ -113,34 +113,55 @@ def test_a_webhook_is_posted_to_and_its_failure_told(double):
 BLOCKED = "nft list set inet opensips blocked; nft list chain inet opensips before"
 
 
+NEIGHBOUR = """
+until [ "$(readlink /proc/$1/ns/net)" != "$(readlink /proc/self/ns/net)" ]; do sleep 0.05; done
+ip link set lo up
+ip link add here type veth peer name there
+ip link set there netns $1
+ip address add 192.0.2.1/24 dev here
+ip link set here up
+nsenter -t $1 -n ip address add 192.0.2.98/24 dev there
+nsenter -t $1 -n ip address add 192.0.2.99/24 dev there
+nsenter -t $1 -n ip link set there up
+"""
+SENDING = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
+    own.bind((sys.argv[1], 0))
+    own.sendto(sys.argv[1].encode(), ("192.0.2.1", 9999))
+"""
+
+
 @pytest.mark.root
 def test_an_address_is_blocked(tmp_path):
-    """In a network namespace of its own: with its own loopback, and a firewall that is nobody else's."""
+    """In two network namespaces of its own: a host with its firewall, and a neighbour with two addresses."""
     program = f"""
 import socket, subprocess, sys
 sys.path.insert(0, {os.fspath(PROJECT)!r})
 from pathlib import Path
-from tests.integration.test_opensips_examples import BLOCKED, FLOOD, example
+from tests.integration.test_opensips_examples import BLOCKED, FLOOD, NEIGHBOUR, SENDING, example
 from tests.opensips_double import opensips_double
-subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+neighbour = subprocess.Popen(["unshare", "--net", "sleep", "60"])
+subprocess.run(["bash", "-euc", NEIGHBOUR, "bash", str(neighbour.pid)], check=True)
 with opensips_double("4.0.1", Path({os.fspath(tmp_path)!r})) as double:
     with example(double, "block_address.py", "600") as process:
         for address, said in (("192.0.2.66", "is blocked"), ("2001:db8::1", "is not IPv4"),
-                              ("127.0.0.99", "is blocked")):
+                              ("127.0.0.1", "is blocked"), ("192.0.2.99", "is blocked")):
             double.happened(FLOOD, {{"ip": address}})
             assert process.stdout.readline() == f"{{address}} {{said}}\\n"
-        sender, other, receiver = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in "123")
-        for own, address in ((sender, "127.0.0.99"), (other, "127.0.0.98"), (receiver, "127.0.0.1")):
-            own.bind((address, 0))
-        for own in (sender, other):
-            own.sendto(own.getsockname()[0].encode(), receiver.getsockname())
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        receiver.bind(("192.0.2.1", 9999))
+        for address in ("192.0.2.99", "192.0.2.98"):
+            subprocess.run(["nsenter", "-t", str(neighbour.pid), "-n", sys.executable, "-c", SENDING, address],
+                           check=True)
         receiver.settimeout(2)
-        assert receiver.recv(100) == b"127.0.0.98"
+        assert receiver.recv(100) == b"192.0.2.98"
     print(subprocess.run(BLOCKED, shell=True, capture_output=True, text=True, check=True).stdout)
+neighbour.kill()
 """
     done = subprocess.run(["unshare", "--net", sys.executable, "-c", program], capture_output=True, text=True,
                           timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "192.0.2.66 timeout 10m" in done.stdout and "127.0.0.99 timeout 10m" in done.stdout
+    assert "192.0.2.66 timeout 10m" in done.stdout and "192.0.2.99 timeout 10m" in done.stdout
     counted = [line.split() for line in done.stdout.splitlines() if "counter packets" in line]
     assert int(counted[0][counted[0].index("packets") + 1]) > 0
