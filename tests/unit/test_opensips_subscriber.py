@@ -255,13 +255,13 @@ def test_what_cannot_be_renewed_in_time_is_refused(double):
 
 
 def test_many_subscriptions_are_kept(double):
-    """100 of them, for three expiries, by asking the stand-in all the time."""
+    """100 of them, for two expiries, by asking the stand-in all the time."""
     names = [f"udp:127.0.0.1:{port}" for port in range(20_000, 20_100)]
     with MiClient(double.places[0]) as client, MiClient(double.places[0]) as other, \
-            Keeper(EventInterface(client), 2, watch=0.2) as keeper:
+            Keeper(EventInterface(client), 3, watch=0.2) as keeper:
         for name in names:
             keeper.keep(SCRIPT, name)
-        interface, limit = EventInterface(other), Deadline(6)
+        interface, limit = EventInterface(other), Deadline(7)
         while not limit.expired:
             seen = {one.socket: one.ttl for one in interface.subscriptions(SCRIPT)}
             assert set(seen) == set(names) and all(seen.values())
