@@ -54,7 +54,7 @@ with socket.socket(socket.AF_INET, kind) as own:
 
 
 def bench(settings: Settings, appliance: Appliance, progress: Progress, *, boots: int, out: Path) -> int:
-    """Take all figures, bursts `boots` times; write `out`.json and `out`.md. Returns the exit code.
+    """Take all figures but renewals `boots` times; write `out`.json and `out`.md. Returns the exit code.
 
     Raises HostError where no OpenSIPS is named, MiNoAnswer where it does not answer.
     """
@@ -83,9 +83,9 @@ def _rows(work: Work, place: str, times: int) -> Iterator[Row]:
             yield Row("processor time to receive and decode a million events over tcp", "s", took / _MANY * 1e6, None,
                       "", "20 s: 50,000 events/s on one core")
         with work.progress.stage("round trips"):
-            trips = round_trips(interface, _TRIPS)
-        yield Row("round trip of the Management Interface, 99th percentile", "ms",
-                  statistics.quantiles(trips, n=100)[98] * 1000, None, "", "3 ms")
+            slowest = statistics.median(statistics.quantiles(round_trips(interface, _TRIPS), n=100)[98]
+                                        for _ in range(times))
+        yield Row("round trip of the Management Interface, 99th percentile", "ms", slowest * 1000, None, "", "3 ms")
         with work.progress.stage("renewals"):
             lapsed = lapses(interface, place, _SUBSCRIPTIONS, _EXPIRE, _EXPIRIES)
         yield Row(f"lapses of {_SUBSCRIPTIONS:,} subscriptions that are renewed for {_EXPIRIES} expiries", "", lapsed,
