@@ -52,8 +52,7 @@ def host(c: Context, install: bool = False) -> None:
 def appliances(c: Context) -> None:
     """List the appliances of appliances.yaml."""
     for name, entry in appliances_file.load(_settings().appliances).items():
-        version = entry.rtpengine.version if entry.rtpengine else ""
-        print(f"{name:<16} {version:<12} {entry.release:<10} {entry.description}")
+        print(f"{name:<16} {entry.version:<12} {entry.release:<10} {entry.description}")
 
 
 @task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml",
@@ -189,11 +188,12 @@ def test(c: Context, unit: bool = False, nightly: bool = False) -> None:
             "generator: none, media over loopback", "boots": "how often boots, uploads and rates are measured",
             "out": "where the table goes, without suffix"})
 def bench(c: Context, appliance: str = DEFAULT, cloud: str = "local", boots: int = 3, out: str | None = None) -> None:
-    """Measure Dialtone beside stock tools: builds, boots and checks, the test cloud, or the traffic generator."""
-    from harness.bench import generator, local, testcloud
+    """Measure Dialtone beside stock tools: builds and boots, the test cloud, the traffic generator, or events."""
+    from harness.bench import events, generator, local, testcloud
 
     measured = {"local": (local.bench, "docs/performance"), "testcloud": (testcloud.bench, "docs/performance-cloud"),
-                "generator": (generator.bench, "docs/performance-generator")}
+                "generator": (generator.bench, "docs/performance-generator"),
+                "events": (events.bench, "docs/performance-events")}
     if cloud not in measured:
         raise DescriptionError(f"--cloud is {cloud!r}", hint=f"it can be {' or '.join(measured)}")
     measure, table = measured[cloud]

@@ -82,10 +82,56 @@ _ENDPOINT_LEARNING: Final = {"nat": "heuristic", "known": "off"}
 
 
 @dataclass(frozen=True)
+class PackageRepository:
+    """Where a project publishes packages itself. `key` is the file of the one key that may sign it (a relative path is
+    beside appliances.yaml), `fingerprint` that key's."""
+
+    url: str
+    suite: str
+    components: tuple[str, ...]
+    key: Path
+    fingerprint: str
+    line: int
+
+
+@dataclass(frozen=True)
+class Opensips:
+    """Settings of the SIP proxy in the image; `version` is that of its packages. Without a repository no image of it
+    can be built."""
+
+    version: str
+    repository: PackageRepository | None = None
+    packages: tuple[str, ...] = ()
+    """Further ones of the repository, such as opensips-rabbitmq-modules."""
+    port: int = 5060
+    """SIP's, UDP and TCP."""
+    relays: tuple[str, ...] = ()
+    """ADDRESS:PORT of the ng protocol of the relays that carry media."""
+    domains: tuple[str, ...] = ()
+    """Names and addresses besides its own that it answers for."""
+    pike_density: int = 100
+    pike_seconds: int = 2
+    """From that many requests of one address in that time on they are a flood."""
+    shared_memory: int = 64
+    private_memory: int = 8
+    """MiB, of all processes and of each."""
+    shared_threshold: int = 80
+    private_threshold: int = 80
+    """Percent of it in use from which the core's events are raised; 0 never."""
+    log_level: int = 3
+    log_facility: str = "local0"
+    line: int = 0
+
+
+@dataclass(frozen=True)
 class ConntrackGoal:
-    """What the connection tracking table is sized for; with `stateless` the relay's ports are not tracked at all."""
+    """What the connection tracking table is sized for: calls, and clients that keep a flow of their own to the server.
+
+    With `stateless` the relay's ports are not tracked at all.
+    """
 
     calls: int
+    clients: int = 0
     legs: int = 2
     rtcp: bool = True
     headroom: float = 2.0
@@ -119,11 +165,27 @@ class Appliance:
     ports: tuple[str, ...]
     checks: tuple[str, ...]
     rtpengine: Rtpengine | None
+    opensips: Opensips | None
     conntrack: ConntrackGoal | None
     image_mirror: str
     image_security_mirror: str
     file: Path
     line: int
+
+    @property
+    def version(self) -> str:
+        """That of the software that the appliance is for."""
+        software = self.rtpengine or self.opensips
+        return software.version if software else ""
+
+    def parts(self) -> dict[str, object]:
+        """Its sections by name: what of the appliance there is to build, to inspect and to check."""
+        sections = {name: getattr(self, name) for name in SECTIONS}
+        return {name: section for name, section in sections.items() if section is not None}
+
+
+SECTIONS: Final = ("rtpengine", "opensips", "conntrack")
+"""Parts that an appliance may have. Element, section of the description and fixture of checks have the same name."""
 
 
 @cache
@@ -263,6 +325,7 @@ def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appli
     path = ("appliances", name)
     mirrors = body.get("image_mirrors", {})
     relay = body.get("rtpengine")
+    proxy = body.get("opensips")
     goal = body.get("conntrack")
     return Appliance(
         name=name,
@@ -282,6 +345,7 @@ def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appli
                           for number, source in enumerate(relay["sources"])),
             **{k: v for k, v in relay.items() if k not in {"version", "sources"}},
         ),
+        opensips=None if proxy is None else _opensips(document, (*path, "opensips"), proxy),
         conntrack=None if goal is None else ConntrackGoal(**goal),
         image_mirror=mirrors.get("main", ""),
         image_security_mirror=mirrors.get("security", ""),
@@ -290,12 +354,22 @@ def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appli
     )
 
 
+def _opensips(document: _Document, path: _Path, body: Mapping[str, Any]) -> Opensips:
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
+    if source := body.get("repository"):
+        given["repository"] = PackageRepository(
+            url=source["url"].rstrip("/"), suite=source["suite"], components=tuple(source.get("components", ("main",))),
+            key=document.file.parent / source["key"], fingerprint=source["fingerprint"].replace(" ", "").upper(),
+            line=document.marks[(*path, "repository")][0])
+    return Opensips(**given, line=document.marks[path][0])
+
+
 def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
     path = ("appliances", appliance.name)
     relay = appliance.rtpengine
     elements = (*path, "elements")
-    for name, section in (("rtpengine", relay), ("conntrack", appliance.conntrack)):
-        if (name in appliance.elements) != (section is not None):
+    for name in SECTIONS:
+        if (name in appliance.elements) != (name in appliance.parts()):
             yield (f"{document.at(elements)}: {_dotted(elements)}: "
                    f"the element {name} and the section {name} need each other")
     if relay is None:

@@ -91,7 +91,8 @@ def most_calls(goal: ConntrackGoal, memory_mib: int) -> int:
     """The largest number of calls, everything else as in `goal`, whose table fits into its share of `memory_mib`."""
     room = math.floor(memory_mib * 2**20 * MEMORY_SHARE) // (ENTRY_BYTES + BUCKET_BYTES)
     whole_pages = room // _BUCKETS_PER_PAGE * _BUCKETS_PER_PAGE
-    return math.floor(whole_pages / (entries_per_call(goal) * Fraction(str(goal.headroom))))
+    for_calls = whole_pages / Fraction(str(goal.headroom)) - goal.clients
+    return max(0, math.floor(for_calls / max(1, entries_per_call(goal))))
 
 
 def plan(goal: ConntrackGoal, memory_mib: int) -> ConntrackPlan:
@@ -100,13 +101,14 @@ def plan(goal: ConntrackGoal, memory_mib: int) -> ConntrackPlan:
     As many buckets as entries, which is what the kernel chooses by itself: chains of two nodes on average when full.
     Raises DescriptionError where the full table would take more than a quarter of the memory.
     """
-    wanted = math.ceil(goal.calls * entries_per_call(goal) * Fraction(str(goal.headroom)))
+    wanted = math.ceil((goal.calls * entries_per_call(goal) + goal.clients) * Fraction(str(goal.headroom)))
     entries = math.ceil(max(wanted, _LEAST_ENTRIES) / _BUCKETS_PER_PAGE) * _BUCKETS_PER_PAGE
     buckets = entries
     memory = entries * ENTRY_BYTES + buckets * BUCKET_BYTES
     if memory > memory_mib * 2**20 * MEMORY_SHARE:
         raise DescriptionError(
-            f"conntrack.calls: {goal.calls} calls need {wanted} entries, {memory / 2**20:.0f} MiB: "
+            f"conntrack.calls: {goal.calls} calls{f' and {goal.clients} clients' if goal.clients else ''} need "
+            f"{wanted} entries, {memory / 2**20:.0f} MiB: "
             f"more than a quarter of the server's {memory_mib} MiB",
             hint=f"at most {most_calls(goal, memory_mib)} calls fit; or give the server more memory (server.memory)")
     warnings = []

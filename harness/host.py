@@ -70,6 +70,7 @@ _RUN = (
     Package("gdisk", ("sgdisk",)),
     Package("genisoimage", ("genisoimage",)),
     Package("git", ("git",)),
+    Package("gnupg", ("gpg",)),
     Package("iproute2", ("ip",)),
     Package("kmod", ("depmod", "modinfo")),
     Package("mmdebstrap", ("mmdebstrap",)),
@@ -86,7 +87,7 @@ _RUN = (
 )
 _EGRESS = (Package("slirp4netns", ("slirp4netns",)),)
 _UNIT = (Package("git", ("git",)), Package("shellcheck", ("shellcheck",)))
-_TESTS = (Package("chromium", ("chromium",)), Package("gnupg", ("gpg",)))
+_TESTS = (Package("chromium", ("chromium",)),)
 
 
 def requirements(settings: Settings, purpose: Purpose) -> tuple[Package, ...]:

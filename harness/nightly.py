@@ -63,7 +63,7 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
     mistake: Exception | None = None
     with stoppable():
         try:
-            progress.line(f"{appliance.name} {appliance.rtpengine.version if appliance.rtpengine else ''} "
+            progress.line(f"{appliance.name} {appliance.version} "
                           f"on debian {appliance.release}, cloud {cloud.describe()}, run {run.id}")
             stages(work)
         except KeyboardInterrupt:

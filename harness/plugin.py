@@ -24,7 +24,7 @@ from harness import appliance as appliances_file
 from harness.access import namespace, reach
 from harness.access.readiness import tail
 from harness.access.shell import ConnectionLost, Shell, ShellBackend
-from harness.appliance import Appliance
+from harness.appliance import SECTIONS, Appliance, ConntrackGoal, Opensips, Rtpengine
 from harness.cloud import Route, Server
 from harness.errors import DialtoneError, Fault, HostError
 from harness.levels import Level
@@ -168,8 +168,35 @@ def read(host: Host) -> Callable[..., dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def appliance(session: Session) -> Appliance:
-    """The appliance's description; a check of a part that it does not have is skipped by `pytest.skip`."""
+    """The appliance's description."""
     return session.appliance
+
+
+def _part(session: Session, name: str) -> Any:
+    """A section of the description: pytest_collection_modifyitems selects no check of a part that is not there."""
+    return session.appliance.parts()[name]
+
+
+@pytest.fixture(scope="session")
+def rtpengine(session: Session) -> Rtpengine:
+    """The relay as the description wants it. A check that uses this, itself or by a fixture, is for appliances with a
+    relay only; so it is with the other parts."""
+    found: Rtpengine = _part(session, "rtpengine")
+    return found
+
+
+@pytest.fixture(scope="session")
+def opensips(session: Session) -> Opensips:
+    """The SIP proxy as the description wants it."""
+    found: Opensips = _part(session, "opensips")
+    return found
+
+
+@pytest.fixture(scope="session")
+def conntrack(session: Session) -> ConntrackGoal:
+    """What the connection tracking table is sized for."""
+    found: ConntrackGoal = _part(session, "conntrack")
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -190,14 +217,12 @@ def console(session: Session) -> Console:
 
 
 @pytest.fixture(scope="session")
-def relay_client(session: Session) -> Iterator[Callable[[], NgClient]]:
+def relay_client(session: Session, rtpengine: Rtpengine) -> Iterator[Callable[[], NgClient]]:
     """relay_client(): a client of the relay's control port, by the same route as the server; one for each thread.
 
-    Closed at the end. Skips where the appliance has no relay.
+    Closed at the end.
     """
-    if session.appliance.rtpengine is None:
-        pytest.skip("the appliance has no relay")
-    route, port = session.server.routes[0], session.appliance.rtpengine.ng_port
+    route, port = session.server.routes[0], rtpengine.ng_port
     with ExitStack() as opened:
         yield lambda: opened.enter_context(
             NgClient(route.address, port, partial(reach.open_datagrams, session.config, route, port)))
@@ -205,7 +230,7 @@ def relay_client(session: Session) -> Iterator[Callable[[], NgClient]]:
 
 @pytest.fixture(scope="session")
 def relay(relay_client: Callable[[], NgClient]) -> NgClient:
-    """The relay's control port. Skips where the appliance has no relay."""
+    """The relay's control port."""
     return relay_client()
 
 
@@ -268,12 +293,14 @@ def measure(request: pytest.FixtureRequest) -> Measure:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Checks of lower levels and those that others wait for come first; apart from that the order stays."""
+    """Leave out what is above the level, and what is of a part that the appliance does not have. Checks of lower levels
+    and those that others wait for come first; apart from that the order stays."""
     most = Level(config.getoption("--level")).rank
-    higher = [item for item in items if _rank(item) > most]
-    if higher:
-        config.hook.pytest_deselected(items=higher)
-    items[:] = sorted((item for item in items if _rank(item) <= most), key=_rank)
+    absent = set(SECTIONS) - set(config.stash[_SESSION].appliance.parts())
+    out = [item for item in items if _rank(item) > most or absent & set(getattr(item, "fixturenames", ()))]
+    if out:
+        config.hook.pytest_deselected(items=out)
+    items[:] = sorted((item for item in items if item not in out), key=_rank)
     by_name = {_name(item): item for item in items}
     ordered: dict[pytest.Item, None] = {}
 

@@ -17,7 +17,8 @@ class Settings:
     """Every field can be set in dialtone.toml by its name and in the environment as DIALTONE_<NAME>.
 
     Paths are relative to the project; an empty string means "find out": the mirrors are then taken from this
-    machine's own apt configuration, the accelerator is the best one that really boots a guest.
+    machine's own apt configuration, the accelerator is the best one that really boots a guest. `opensips_…` name an
+    OpenSIPS that runs here, for tests and measurements.
     """
 
     project: Path
@@ -33,6 +34,10 @@ class Settings:
     testcloud_link: str = "198.19.255.0/30"
     testcloud_external: str = "198.19.0.0/24"
     egress: bool = False
+    sip_root: str = ""
+    opensips_mi: str = ""
+    opensips_sip: str = ""
+    opensips_restart: str = ""
     keep: str = "never"
 
     @classmethod

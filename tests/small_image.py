@@ -5,6 +5,7 @@ The kernel is an empty file and the daemon a shell: enough for whatever reads fi
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -14,9 +15,11 @@ from pathlib import Path
 
 from harness.appliance import Appliance, ConntrackGoal, Rtpengine, ServerSize
 from harness.conntrack import plan
+from harness.image.software import PROXY_BUILT_IN
 
 KERNEL = "6.1.0-99-cloud-amd64"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
+PROXY = "4.0.1-1"
 
 
 def appliance() -> Appliance:
@@ -25,7 +28,8 @@ def appliance() -> Appliance:
         name="small", description="a small tree", release="bookworm", architecture="amd64",
         kernel="linux-image-cloud-amd64", elements=("voip-appliance", "conntrack", "rtpengine"), user="debian",
         datasources=("ConfigDrive", "OpenStack", "NoCloud"), server=ServerSize(memory=1024, cpus=1, disk=2), ports=(),
-        checks=(), rtpengine=Rtpengine(version="10.5.3.5", sources=()), conntrack=ConntrackGoal(calls=5000),
+        checks=(), rtpengine=Rtpengine(version="10.5.3.5", sources=()), opensips=None,
+        conntrack=ConntrackGoal(calls=5000),
         image_mirror="", image_security_mirror="", file=Path("appliances.yaml"), line=1)
 
 
@@ -100,6 +104,32 @@ def tree(root: Path) -> Path:
         shutil.copy(Path("/lib/x86_64-linux-gnu", library), root / place / library)
     (root / LIBRARIES / "xtables/libz.so.1").rename(root / LIBRARIES / "xtables/libxt_RTPENGINE.so")
     return root
+
+
+def add_proxy(root: Path, project: Path) -> None:
+    """What makes a tree one with a SIP proxy; its configuration is the element's own, with its default settings."""
+    modules = root / LIBRARIES / "opensips/modules"
+    modules.mkdir(parents=True)
+    values = {"MODULES": f"/{LIBRARIES}/opensips/modules", "PORT": "5060", "LOG_LEVEL": "3", "LOG_FACILITY": "LOCAL0",
+              "SHARED_THRESHOLD": "80", "PRIVATE_THRESHOLD": "80", "PIKE_DENSITY": "100", "PIKE_SECONDS": "2",
+              "FLAGS": ""}
+    text = (project / "elements/opensips/opensips.cfg.in").read_text()
+    for name, value in values.items():
+        text = text.replace(f"@{name}@", value)
+    for module in set(re.findall(r'^loadmodule "(.*)"$', text, re.MULTILINE)) - set(PROXY_BUILT_IN):
+        (modules / module).touch()
+    status = root / "var/lib/dpkg/status"
+    status.write_text("\n".join([status.read_text(), _package("opensips", version=PROXY),
+                                 _package("opensips-http-modules", version=PROXY)]))
+    for path, content in {
+        "etc/opensips/opensips.cfg": text, "etc/opensips/relays": "", "etc/opensips/domains": "\n",
+        "etc/systemd/system/opensips.service": "[Unit]\n",
+        "etc/rsyslog.d/30-opensips.conf": "local0.* -/var/log/opensips.log\n& stop\n",
+        "etc/logrotate.d/opensips": "/var/log/opensips.log {\n    daily\n}\n",
+    }.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(content)
+    enable(root, "opensips.service")
 
 
 def enable(root: Path, unit: str) -> None:

@@ -82,20 +82,25 @@ class Repository:
 
 def make_repository(directory: Path) -> Repository:
     """The stand-in as source package rtpengine and as one binary package, in suites bookworm, -updates, -security."""
-    home = directory / "gnupg"
-    home.mkdir(mode=0o700, parents=True)
+    home = make_key(directory / "gnupg")
     pool = directory / "pool"
     pool.mkdir()
-    _gpg(home, "--quick-generate-key", "--passphrase", "", "test@example.org", "ed25519", "sign", "1d")
     keyring = directory / "keyring.gpg"
-    keyring.write_bytes(_gpg(home, "--export"))
+    keyring.write_bytes(gpg(home, "--export"))
     source = _source_package(pool)
     deb = _binary_package(directory / "deb", pool)
     for suite in ("bookworm", "bookworm-updates", "bookworm-security"):
         main = suite == "bookworm"
-        _suite(directory, home, suite, source if main else "", _stanza(deb) if main else "")
+        publish(directory, home, suite, source if main else "", stanza(deb) if main else "")
     dsc = pool / f"rtpengine_{DEBIAN_VERSION}.dsc"
-    return Repository(directory, keyring, _sha256(dsc), {"rtpengine-daemon": _sha256(deb)})
+    return Repository(directory, keyring, sha256(dsc), {"rtpengine-daemon": sha256(deb)})
+
+
+def make_key(home: Path) -> Path:
+    """A directory of gpg's with a new key that signs."""
+    home.mkdir(mode=0o700, parents=True)
+    gpg(home, "--quick-generate-key", "--passphrase", "", "test@example.org", "ed25519", "sign", "1d")
+    return home
 
 
 def _source_package(pool: Path) -> str:
@@ -139,12 +144,14 @@ def _binary_package(work: Path, pool: Path) -> Path:
     return deb
 
 
-def _stanza(deb: Path) -> str:
+def stanza(deb: Path) -> str:
+    """The paragraph of a package in pool/ for the index Packages."""
     control = subprocess.run(["dpkg-deb", "--field", deb], check=True, capture_output=True, text=True).stdout
-    return f"{control}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {_sha256(deb)}\n"
+    return f"{control}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {sha256(deb)}\n"
 
 
-def _suite(directory: Path, home: Path, suite: str, source: str, binary: str) -> None:
+def publish(directory: Path, home: Path, suite: str, source: str, binary: str) -> None:
+    """A suite with one component, main, of these indices, signed by the key in `home`."""
     release = directory / "dists" / suite
     indices = {"main/source/Sources": source, "main/binary-amd64/Packages": binary}
     lines = ""
@@ -152,21 +159,22 @@ def _suite(directory: Path, home: Path, suite: str, source: str, binary: str) ->
         file = release / name
         file.parent.mkdir(parents=True)
         file.write_text(text)
-        lines += f" {_sha256(file)} {file.stat().st_size} {name}\n"
+        lines += f" {sha256(file)} {file.stat().st_size} {name}\n"
     (release / "Release").write_text(
         f"Suite: {suite}\nCodename: {suite}\nArchitectures: amd64\nComponents: main\n"
         f"Date: {_now()}\nSHA256:\n{lines}")
-    _gpg(home, "--clearsign", "--output", os.fspath(release / "InRelease"), os.fspath(release / "Release"))
+    gpg(home, "--clearsign", "--output", os.fspath(release / "InRelease"), os.fspath(release / "Release"))
 
 
 def _now() -> str:
     return subprocess.run(["date", "-Ru"], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def _gpg(home: Path, *arguments: str) -> bytes:
+def gpg(home: Path, *arguments: str) -> bytes:
+    """What gpg prints, with the keys in `home` and without asking for anything."""
     return subprocess.run(["gpg", "--homedir", home, "--batch", "--quiet", "--pinentry-mode", "loopback",
                            "--passphrase", "", *arguments], check=True, capture_output=True).stdout
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -27,7 +27,7 @@ from typing import Any
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, InspectError
-from harness.image import base, builder, dib, loops, manifest, sources
+from harness.image import base, builder, dib, loops, manifest, repository, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
@@ -118,7 +118,9 @@ def _inputs(appliance: Appliance, settings: Settings, state: AptState) -> _Input
     variables = dib.settings_of(appliance, kernel)
     directories = (settings.project / "elements", dib.stock_directory())
     elements = dib.expand(dib.elements(appliance), directories)
-    packages = base.packages(elements, variables, kernel.package, settings.cache)
+    packages = [*base.packages(elements, variables, kernel.package, settings.cache)]
+    if appliance.opensips:
+        packages = repository.pinned([*packages, *appliance.opensips.packages], repository.pins(appliance, state))
     hashes = {name: dib.tree_hash(path) for name, path in elements.items() if path.parent == directories[0]}
     pins = [asdict(s) | {"line": 0} for s in (appliance.rtpengine.sources if appliance.rtpengine else ())]
     recipe = "".join(sha256(Path(__file__).with_name(name)) for name in ("dib.py", "base.py"))
@@ -164,8 +166,13 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
     else:
         needed = before
         directory, artifact = side_by_side(lambda limit: root(limit, needed), compiled, deadline)
-    return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact, directory,
-                     work, output / IMAGE.removesuffix(".qcow2"), log)
+    return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact,
+                     _files(appliance), directory, work, output / IMAGE.removesuffix(".qcow2"), log)
+
+
+def _files(appliance: Appliance) -> dict[str, Path]:
+    """Variables of the elements that name files of this machine besides the artifact."""
+    return {"DIB_OPENSIPS_KEY": repository.required(appliance).key} if appliance.opensips else {}
 
 
 def _disk_image_create(task: dib.Build, say: Callable[[str], None], deadline: Deadline) -> None:
@@ -265,8 +272,12 @@ def _notes(appliance: Appliance, state: AptState, choice: SourceChoice | None) -
 
 
 def _state(appliance: Appliance, settings: Settings, *, source_packages: bool = False) -> AptState:
-    return state_for(settings.cache, apt_mirrors(settings, appliance.release), appliance.release,
-                     appliance.architecture, source_packages=source_packages)
+    mirrors = apt_mirrors(settings, appliance.release)
+    if appliance.opensips:
+        further = repository.entry(appliance, repository.required(appliance), settings.cache)
+        mirrors = replace(mirrors, further=(further,))
+    return state_for(settings.cache, mirrors, appliance.release, appliance.architecture,
+                     source_packages=source_packages)
 
 
 def _place(appliance: Appliance, settings: Settings, inputs: _Inputs) -> Path:

@@ -112,19 +112,36 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
             "DIB_RTPENGINE_LOG_FACILITY": relay.log_facility, "DIB_RTPENGINE_REDIS": relay.redis_endpoint,
             "DIB_RTPENGINE_TOS": str(relay.tos), "DIB_RTPENGINE_ENDPOINT_LEARNING": relay.endpoint_learning,
         }
+    proxy = appliance.opensips
+    if proxy and proxy.repository:
+        source = proxy.repository
+        variables |= {
+            "DIB_OPENSIPS_VERSION": proxy.version, "DIB_OPENSIPS_REPOSITORY": source.url,
+            "DIB_OPENSIPS_SUITE": source.suite, "DIB_OPENSIPS_COMPONENTS": " ".join(source.components),
+            "DIB_OPENSIPS_FINGERPRINT": source.fingerprint, "DIB_OPENSIPS_PACKAGES": " ".join(proxy.packages),
+            "DIB_OPENSIPS_PORT": str(proxy.port), "DIB_OPENSIPS_RELAYS": " ".join(proxy.relays),
+            "DIB_OPENSIPS_DOMAINS": " ".join(proxy.domains),
+            "DIB_OPENSIPS_PIKE_DENSITY": str(proxy.pike_density), "DIB_OPENSIPS_PIKE_SECONDS": str(proxy.pike_seconds),
+            "DIB_OPENSIPS_SHARED_MEMORY": str(proxy.shared_memory),
+            "DIB_OPENSIPS_PRIVATE_MEMORY": str(proxy.private_memory),
+            "DIB_OPENSIPS_SHARED_THRESHOLD": str(proxy.shared_threshold),
+            "DIB_OPENSIPS_PRIVATE_THRESHOLD": str(proxy.private_threshold),
+            "DIB_OPENSIPS_LOG_LEVEL": str(proxy.log_level), "DIB_OPENSIPS_LOG_FACILITY": proxy.log_facility,
+        }
     return variables
 
 
 @dataclass(frozen=True)
 class Build:
     """One run of disk-image-create: `base` is the directory of the base root, `work` holds all that is written besides
-    `output` (without .qcow2)."""
+    `output` (without .qcow2). `files` are further variables: those that name files of this machine."""
 
     appliance: Appliance
     variables: Mapping[str, str]
     elements_path: Path
     mirrors: AptMirrors
     artifact: Artifact | None
+    files: Mapping[str, Path]
     base: Path
     work: Path
     output: Path
@@ -149,6 +166,7 @@ class Build:
         }
         if self.artifact:
             own["DIB_RTPENGINE_ARTIFACT"] = os.fspath(self.artifact.path)
+        own |= {name: os.fspath(path) for name, path in self.files.items()}
         return passed | own | dict(self.variables)
 
     @property

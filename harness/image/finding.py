@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from harness import conntrack
-from harness.appliance import Appliance, Rtpengine
+from harness.appliance import Appliance, Opensips, Rtpengine
 from harness.image.root import Root
 from harness.results import Finding
 
@@ -27,6 +27,7 @@ class Expectation:
     disk: int
     limit: int
     relay: Rtpengine | None
+    proxy: Opensips | None
     conntrack: conntrack.ConntrackPlan | None
     stateless: bool
 
@@ -45,6 +46,7 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
         disk=appliance.server.disk * 2**30,
         limit=IMAGE_LIMIT,
         relay=appliance.rtpengine,
+        proxy=appliance.opensips,
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),
         stateless=goal is not None and goal.stateless,
     )

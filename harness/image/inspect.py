@@ -63,6 +63,8 @@ def _selected(expect: Expectation) -> Iterator[Check]:
     yield from software.SYSTEM_CHECKS
     if expect.relay:
         yield from software.RELAY_CHECKS
+    if expect.proxy:
+        yield from software.PROXY_CHECKS
     if expect.conntrack:
         yield from software.CONNTRACK_CHECKS
     yield from hygiene.CHECKS

@@ -31,13 +31,17 @@ class AptMirrors:
     main: str
     security: str
     keyring: Path | None = None
+    further: tuple[Entry, ...] = ()
+    """Sources of binary packages besides Debian's."""
 
     def sources(self, release: str, *, source_packages: bool = False) -> str:
         """The text of a sources.list for `release`: what mmdebstrap reads from its standard input."""
         option = f"[signed-by={self.keyring}] " if self.keyring else ""
         suites = ((self.main, release), (self.main, f"{release}-updates"), (self.security, f"{release}-security"))
         kinds = ("deb", "deb-src") if source_packages else ("deb",)
-        return "".join(f"{kind} {option}{uri} {suite} main\n" for kind in kinds for uri, suite in suites)
+        own = "".join(f"{kind} {option}{uri} {suite} main\n" for kind in kinds for uri, suite in suites)
+        return own + "".join(f"deb [signed-by={entry.keyring}] {entry.uri} {suite} {' '.join(entry.components)}\n"
+                             for entry in self.further for suite in entry.suites)
 
 
 def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT) -> AptMirrors:

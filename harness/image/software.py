@@ -1,4 +1,4 @@
-"""Looks at what must be in an image: its kernel, the relay, and what configures both at boot."""
+"""Looks at what must be in an image: its kernel, the relay or the proxy, and what configures them at boot."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ DAEMON = "/usr/sbin/rtpengine"
 EXTENSION = "libxt_RTPENGINE.so"
 LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 LOG = "/var/log/rtpengine.log"
+PROXY_LOG = "/var/log/opensips.log"
+PROXY_CONFIGURATION = "/etc/opensips/opensips.cfg"
+PROXY_BUILT_IN = ("proto_udp.so", "proto_tcp.so")
+"""What is loaded like modules and is a part of OpenSIPS itself (net/ in its source)."""
 NOTRACK = "/etc/conntrack/notrack.rules"
 _REBUILD = "./inv build --force builds it again"
 
@@ -124,7 +128,8 @@ def shared_libraries(root: Root, expect: Expectation) -> Seen:
 
 
 def units(root: Root, expect: Expectation) -> Seen:
-    wanted = ["ssh.service", *(["rtpengine.service", "rsyslog.service"] if expect.relay else [])]
+    own = [*(["rtpengine.service"] if expect.relay else []), *(["opensips.service"] if expect.proxy else [])]
+    wanted = ["ssh.service", *own, *(["rsyslog.service"] if own else [])]
     return all_of(wanted, configuration.enabled_units(root), hint="systemctl enable, in post-install.d of the element")
 
 
@@ -163,17 +168,72 @@ def _compared(wanted: dict[str, str], seen: dict[str, str], hint: str) -> Seen:
 
 def log_rule(root: Root, expect: Expectation) -> Seen:
     assert expect.relay
-    rule = re.compile(rf"^\s*{re.escape(expect.relay.log_facility)}\.\*\s+-?{re.escape(LOG)}\s*$", re.MULTILINE)
+    return _logged(root, expect.relay.log_facility, LOG)
+
+
+def proxy_log_rule(root: Root, expect: Expectation) -> Seen:
+    assert expect.proxy
+    return _logged(root, expect.proxy.log_facility, PROXY_LOG)
+
+
+def _logged(root: Root, facility: str, log: str) -> Seen:
+    rule = re.compile(rf"^\s*{re.escape(facility)}\.\*\s+-?{re.escape(log)}\s*$", re.MULTILINE)
     files = ["/etc/rsyslog.conf", *(f"/etc/rsyslog.d/{n}" for n in root.names("/etc/rsyslog.d") if n.endswith(".conf"))]
     seen = [path for path in files if root.exists(path) and rule.search(root.text(path))]
-    return Seen(bool(seen), f"{expect.relay.log_facility}.* to {LOG}", few(seen) or "no such rule",
-                hint="a file in /etc/rsyslog.d")
+    return Seen(bool(seen), f"{facility}.* to {log}", few(seen) or "no such rule", hint="a file in /etc/rsyslog.d")
 
 
 def log_rotation(root: Root, expect: Expectation) -> Seen:
+    return _rotated(root, LOG)
+
+
+def proxy_log_rotation(root: Root, expect: Expectation) -> Seen:
+    return _rotated(root, PROXY_LOG)
+
+
+def _rotated(root: Root, log: str) -> Seen:
     seen = [f"/etc/logrotate.d/{name}" for name in root.names("/etc/logrotate.d")
-            if re.search(rf"^[^#\n]*{re.escape(LOG)}\b", root.text(f"/etc/logrotate.d/{name}"), re.MULTILINE)]
-    return Seen(bool(seen), f"{LOG} is rotated", few(seen) or "no rule", hint="a file in /etc/logrotate.d")
+            if re.search(rf"^[^#\n]*{re.escape(log)}\b", root.text(f"/etc/logrotate.d/{name}"), re.MULTILINE)]
+    return Seen(bool(seen), f"{log} is rotated", few(seen) or "no rule", hint="a file in /etc/logrotate.d")
+
+
+def proxy_packages(root: Root, expect: Expectation) -> Seen:
+    assert expect.proxy
+    wanted = ("opensips", "opensips-http-modules", *expect.proxy.packages)
+    versions = {package.name: package.version for package in installed(root)}
+    return all_of([f"{name} {expect.proxy.version}" for name in wanted],
+                  [f"{name} {version}" for name, version in versions.items()],
+                  because=", ".join(f"{name} is {versions.get(name, 'not installed')}" for name in wanted
+                                    if versions.get(name) != expect.proxy.version),
+                  hint="opensips.version in appliances.yaml is the version of its packages; " + _REBUILD)
+
+
+def proxy_configuration(root: Root, expect: Expectation) -> Seen:
+    assert expect.proxy
+    proxy = expect.proxy
+    text = root.text(PROXY_CONFIGURATION)
+    wanted = {
+        "socket": f"tcp:*:{proxy.port}, udp:*:{proxy.port}", "log_level": str(proxy.log_level),
+        "syslog_facility": f"LOG_{proxy.log_facility.upper()}", "event_shm_threshold": str(proxy.shared_threshold),
+        "event_pkg_threshold": str(proxy.private_threshold), "reqs_density_per_unit": str(proxy.pike_density),
+        "sampling_time_unit": str(proxy.pike_seconds), "socket_name": "udp:127.0.0.1:8080", "ip": "127.0.0.1",
+        "relays": " ".join(proxy.relays), "domains": " ".join(proxy.domains),
+    }
+    values: dict[str, list[str]] = {}
+    for parameter, setting, given, value in re.findall(
+            r'^(?:modparam\("\w+", *"(\w+)", *|(\w+) *= *)(?:"([^"]*)"|([^\s")]+))', text, re.MULTILINE):
+        values.setdefault(parameter or setting, []).append(given or value)
+    seen = {name: ", ".join(sorted(found)) for name, found in values.items()}
+    seen |= {name: " ".join(root.text(f"/etc/opensips/{name}").split()) for name in ("relays", "domains")}
+    return _compared(wanted, seen, f"opensips in appliances.yaml and {PROXY_CONFIGURATION} disagree")
+
+
+def proxy_modules(root: Root, expect: Expectation) -> Seen:
+    text = root.text(PROXY_CONFIGURATION)
+    path = re.search(r'^mpath="(.*?)/?"', text, re.MULTILINE)
+    wanted = [name for name in re.findall(r'^loadmodule "(.*?)"', text, re.MULTILINE) if name not in PROXY_BUILT_IN]
+    return all_of(wanted, root.names(path[1]) if path else [],
+                  hint="opensips.packages in appliances.yaml names those that bring further modules")
 
 
 def conntrack_module(root: Root, expect: Expectation) -> Seen:
@@ -245,6 +305,13 @@ RELAY_CHECKS = (
     Check("rtpengine.conf as described", relay_configuration),
     Check("the relay logs to its own file", log_rule),
     Check("the relay's log is rotated", log_rotation),
+)
+PROXY_CHECKS = (
+    Check("OpenSIPS in the described version", proxy_packages),
+    Check("opensips.cfg as described", proxy_configuration),
+    Check("every module that opensips.cfg loads is in place", proxy_modules),
+    Check("the proxy logs to its own file", proxy_log_rule),
+    Check("the proxy's log is rotated", proxy_log_rotation),
 )
 CONNTRACK_CHECKS = (
     Check("nf_conntrack is loaded before its settings", conntrack_module),

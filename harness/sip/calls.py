@@ -30,6 +30,7 @@ from harness.resources import Resource
 from harness.run import Journal
 from harness.sip import trace
 from harness.sip.proxy import Proxy, Wiring
+from harness.sip.request import Request
 from harness.sip.trace import Dialog, Message
 from harness.voip.call import Exchange
 from harness.voip.endpoint import Endpoint
@@ -244,11 +245,8 @@ def _await(site: Site, proxy: Proxy, program: Program, port: int) -> None:
         asking.settimeout(_LOOK)
         here = f"{site.address}:{asking.getsockname()[1]}"
         while program.process.poll() is None and not limit.expired:
-            token = secrets.token_hex(8)
-            asking.sendto("\r\n".join((
-                f"OPTIONS sip:{site.address}:{port} SIP/2.0", f"Via: SIP/2.0/UDP {here};branch=z9hG4bK{token}",
-                f"From: <sip:{here}>;tag={token}", f"To: <sip:{site.address}:{port}>", f"Call-ID: {token}",
-                "CSeq: 1 OPTIONS", "Max-Forwards: 70", "Content-Length: 0", "", "")).encode(), (site.address, port))
+            uri = f"sip:{site.address}:{port}"
+            asking.sendto(bytes(Request("OPTIONS", uri, uri, here)), (site.address, port))
             try:
                 if asking.recv(65535).startswith(b"SIP/2.0 200 "):
                     return

@@ -40,6 +40,9 @@ class Proxy(Protocol):
 
     name: str
     package: str
+    """Debian's; empty where it has none."""
+    program: str
+    """Where it is in a system that has it."""
 
     def files(self, wiring: Wiring) -> Mapping[str, str]:
         """Configuration files: text by name."""
@@ -56,6 +59,7 @@ class Kamailio:
 
     name = "Kamailio"
     package = "kamailio"
+    program = "usr/sbin/kamailio"
 
     # Some messages of the module rtpengine have no newline: what comes next begins on their line.
     _COMPLAINT = re.compile(r"(?:WARNING|ERROR|CRITICAL): (\S+) \[[^]]*\]: (?:\w+\(\): )?(.*?)"
@@ -72,6 +76,31 @@ class Kamailio:
 
     def complaints(self, log: str) -> list[str]:
         return list(dict.fromkeys(f"{module}: {text}" for module, text in self._COMPLAINT.findall(log)))
+
+
+class OpenSips:
+    """OpenSIPS 3.6 or 4 with its module rtpengine, laid out as its project's packages for Debian are."""
+
+    name = "OpenSIPS"
+    package = ""
+    program = "usr/sbin/opensips"
+
+    _COMPLAINT = re.compile(r"(?:WARNING|ERROR|CRITICAL):([^:\s]+):[^:\s]+: (.*)")
+
+    def files(self, wiring: Wiring) -> Mapping[str, str]:
+        template = Template(Path(__file__).with_name("opensips.cfg").read_text(encoding="utf-8"))
+        return {"opensips.cfg": template.substitute(
+            address=wiring.own[0], port=wiring.own[1], callee=_uri(wiring.callee), relay=_authority(wiring.relay),
+            flags=FLAGS, refused=REFUSED)}
+
+    def command(self, directory: str) -> Sequence[str]:
+        return ["opensips", "-F", "-w", "/tmp", "-f", f"{directory}/opensips.cfg"]
+
+    def complaints(self, log: str) -> list[str]:
+        return list(dict.fromkeys(f"{module}: {text}" for module, text in self._COMPLAINT.findall(log)))
+
+
+PROXIES: Final[tuple[Proxy, ...]] = (Kamailio(), OpenSips())
 
 
 def _authority(end: tuple[str, int]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,12 @@ from harness import acceptance, relayoptions
 from harness.conntrack import plan as conntrack_plan
 from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
+from harness.opensips import remote
+from harness.opensips.expectation import Events
+from harness.opensips.interface import EventInterface
+from harness.opensips.keeper import Keeper
+from harness.opensips.mi import MiClient
+from harness.opensips.subscriber import Subscriber
 from harness.plugin import expect
 from harness.voip.call import Call, CallResult, placed
 from harness.voip.ng import NgNoAnswer
@@ -38,14 +44,6 @@ def kernel_log(host):
 
 
 @pytest.fixture(scope="session")
-def rtpengine(appliance):
-    """The relay as the description wants it."""
-    if appliance.rtpengine is None:
-        pytest.skip("the appliance has no relay")
-    return appliance.rtpengine
-
-
-@pytest.fixture(scope="session")
 def table(rtpengine):
     """The number of the relay's forwarding table."""
     if rtpengine.table < 0:
@@ -54,11 +52,9 @@ def table(rtpengine):
 
 
 @pytest.fixture(scope="session")
-def plan(appliance):
+def plan(conntrack, appliance):
     """The connection tracking table that follows from the description."""
-    if appliance.conntrack is None:
-        pytest.skip("the appliance has no conntrack section")
-    return conntrack_plan(appliance.conntrack, appliance.server.memory)
+    return conntrack_plan(conntrack, appliance.server.memory)
 
 
 @pytest.fixture(scope="session")
@@ -77,11 +73,27 @@ def provoked(read):
 @pytest.fixture(scope="session")
 def units(host):
     """Properties of the units that checks ask for, by unit (systemctl(1), show)."""
-    names = ["rtpengine.service", "redis-server.service", "logrotate.timer", "cloud-init-stages.service"]
+    names = ["rtpengine.service", "redis-server.service", "opensips.service", "logrotate.timer",
+             "cloud-init-stages.service"]
     shown = host.check_output("systemctl show --property=ActiveState,SubState,NRestarts,Result,UnitFileState,MainPID,"
                               "StatusText,ExecStart " + " ".join(names))
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
     return dict(zip(names, blocks, strict=True))
+
+
+@pytest.fixture(scope="session")
+def rotated(host, units):
+    """rotated(log): that this file is rotated."""
+    def judge(log):
+        tried = host.run("logrotate --debug /etc/logrotate.conf")
+        said = tried.stdout + tried.stderr
+        errors = [line for line in said.splitlines() if line.startswith("error:")]
+        expect(tried.rc == 0 and not errors, "a logrotate configuration without errors", "; ".join(errors) or tried.rc)
+        expect(f"considering log {log}" in said, f"{log} considered by logrotate", "it is not")
+        timer = units["logrotate.timer"]["UnitFileState"]
+        expect(timer == "enabled", "logrotate.timer enabled", timer)
+
+    return judge
 
 
 @dataclass(frozen=True)
@@ -290,3 +302,39 @@ def whole(talk, arrived, seen):
                f"{silent} streams silent, {lost} packets lost; {said}")
 
     return judge
+
+
+MANAGEMENT = {"datagrams": "udp:127.0.0.1:8080", "FIFO": "fifo:/run/opensips/opensips_fifo,/run/opensips",
+              "HTTP": "http://127.0.0.1:8888/mi"}
+EVENT_SOCKETS = {"udp": "127.0.0.1:0", "tcp": "127.0.0.1:0", "unix": "/run/opensips/dialtone-events.sock"}
+EVENT_SECONDS = 10.0
+"""In which an answer or an event comes from a busy emulated server."""
+
+
+@pytest.fixture(scope="session")
+def management(session, server, opensips):
+    """management(way): a client of the proxy's Management Interface on the server's loopback; closed at the end."""
+    with ExitStack() as opened:
+        yield lambda way: opened.enter_context(MiClient(
+            remote.Interface(session.config, server.name, MANAGEMENT[way]), EVENT_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def event_interface(management):
+    """The proxy's event interface."""
+    return EventInterface(management("datagrams"))
+
+
+@pytest.fixture(scope="session")
+def event_socket(session, server, opensips):
+    """event_socket(transport): a socket on the server that the proxy's events may come to."""
+    return lambda transport: remote.Socket(session.config, server.name, transport, EVENT_SOCKETS[transport])
+
+
+@pytest.fixture(scope="session")
+def events(event_interface, event_socket):
+    """`with events.expect("E_PIKE_BLOCKED", ip=address):` the block, or what it has begun, leads to that event, and it
+    comes over UDP, TCP and unix datagrams."""
+    with Keeper(event_interface) as keeper, ExitStack() as opened:
+        yield Events(*(opened.enter_context(Subscriber(keeper, event_socket(transport)))
+                       for transport in EVENT_SOCKETS), within=EVENT_SECONDS)

@@ -10,7 +10,7 @@ FAULTS = re.compile(r"\bOops\b|\bBUG:|Kernel panic|general protection fault|Call
                     r"soft lockup|hung_task|blocked for more than|Out of memory:")
 
 
-@pytest.mark.after("test_module_loaded", "test_service_active", "test_conntrack_loaded_at_boot")
+@pytest.mark.after("test_module_loaded", "test_service_active", "test_proxy_active", "test_conntrack_loaded_at_boot")
 def test_no_failed_units(host):
     """no unit failed"""
     now = dict(line.split("=", 1) for line in

@@ -10,18 +10,17 @@ import pytest
 
 import harness
 from harness import acceptance
-from harness.access import namespace
+from harness.access import reach
 from harness.deadline import Deadline
 from harness.errors import CloudError
 from harness.plugin import expect
 from harness.settings import Settings
 from harness.sip import calls as sip
 from harness.sip import programs
-from harness.sip.proxy import REFUSED, Kamailio
+from harness.sip.proxy import REFUSED
 from harness.sip.trace import Dialog
 from harness.units import many
 from harness.voip.call import CallResult
-from harness.voip.endpoint import address_towards
 from harness.voip.ng import NgClient, NgNoAnswer
 from harness.voip.traffic import Health, Traffic
 
@@ -39,6 +38,17 @@ NOWHERE = 9
 
 
 @pytest.fixture(scope="session")
+def settings():
+    return Settings.load(Path(harness.__file__).parent.parent)
+
+
+@pytest.fixture(scope="session")
+def proxy(settings):
+    """What calls go by."""
+    return programs.proxy_of(settings)
+
+
+@pytest.fixture(scope="session")
 def way(server, media_address):
     """The route that SIP's programs reach the relay by. They run on this host: the media's route where that begins
     here, else another one that does."""
@@ -49,12 +59,10 @@ def way(server, media_address):
 
 
 @pytest.fixture(scope="session")
-def site(session, way):
+def site(session, way, settings, proxy):
     """Where SIP's programs run: on this side of that route."""
-    address = address_towards(way.address, partial(namespace.open_socket, way.namespace))
-    settings = Settings.load(Path(harness.__file__).parent.parent)
-    root = programs.prepare(settings, session.run, Kamailio(), Deadline(PROGRAMS))
-    return sip.Site(root, way.namespace, address, session.run.directory / "sip", session.run.journal)
+    root = programs.prepare(settings, session.run, proxy, Deadline(PROGRAMS))
+    return sip.Site(root, way.namespace, reach.own_address(way), session.run.directory / "sip", session.run.journal)
 
 
 @pytest.fixture(scope="session")
@@ -86,12 +94,12 @@ class Telephony:
 
 
 @pytest.fixture(scope="session")
-def telephony(site, control, switchboard, endpoint, arrived):
+def telephony(site, proxy, control, switchboard, endpoint, arrived):
     """Calls by a proxy, with media both ways, until the callers hang up. Whatever happens, the relay has none in the
     end."""
     callers, callees = ([endpoint() for _ in range(CALLS)] for _ in range(2))
     came = arrived()
-    with sip.placed(site, Kamailio(), control, callers, callees) as calls:
+    with sip.placed(site, proxy, control, callers, callees) as calls:
         try:
             taken_up = calls.settle()
             exchanges, health = calls.exchanges(), []
@@ -160,10 +168,10 @@ def test_sip_hang_up(telephony):
 
 
 @pytest.mark.after("test_ng_ping")
-def test_sip_without_relay(site, control, endpoint, seen):
+def test_sip_without_relay(site, proxy, control, endpoint, seen):
     """a call is refused when no relay answers the proxy"""
     address, _ = control
-    with sip.placed(site, Kamailio(), (address, NOWHERE), [endpoint()], [endpoint()]) as calls:
+    with sip.placed(site, proxy, (address, NOWHERE), [endpoint()], [endpoint()]) as calls:
         [dialog] = calls.settle()
         said = calls.said(dialog)
         calls.hang_up()

@@ -21,7 +21,6 @@ from harness.settings import Settings
 from harness.sip import calls as sip
 from harness.sip import programs
 from harness.sip.calls import SipCalls
-from harness.sip.proxy import Kamailio
 from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient
 from tests.controls import (
@@ -102,10 +101,11 @@ def place(server: Booted, real_settings: Settings) -> Iterator[Place]:
     with open_socket(socket.SOCK_DGRAM, socket.AF_INET) as probe:
         probe.connect((route.address, 2223))
         here = probe.getsockname()[0]
-    root = programs.prepare(real_settings, run, Kamailio(), Deadline(600))
+    proxy = programs.proxy_of(real_settings)
+    root = programs.prepare(real_settings, run, proxy, Deadline(600))
     site = sip.Site(root, route.namespace, here, run.directory / "sip", run.journal)
     with Endpoint(here, open_socket=open_socket) as caller, Endpoint(here, open_socket=open_socket) as callee:
-        yield partial(sip.placed, site, Kamailio(), (route.address, 2223), [caller], [callee])
+        yield partial(sip.placed, site, proxy, (route.address, 2223), [caller], [callee])
 
 
 def test_a_call_is_refused_while_the_relay_is_stopped_and_taken_up_afterwards(server: Booted, place: Place) -> None:

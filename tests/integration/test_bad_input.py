@@ -54,8 +54,13 @@ def described(directory: Path, text: str) -> Path:
 
 
 def test_an_unknown_appliance(inv: Inv) -> None:
-    inv.refused(inv("build", "--appliance", "nosuch"), 2, "there is no appliance 'nosuch'", "known: rtpengine")
+    inv.refused(inv("build", "--appliance", "nosuch"), 2, "there is no appliance 'nosuch'", "known: opensips, rtpe")
     assert not (inv.directory / "runs").exists()
+
+
+def test_a_proxy_without_a_repository_of_its_packages(inv: Inv) -> None:
+    inv.refused(inv("build", "--appliance", "opensips"), 2, "appliances.opensips.opensips: repository is missing",
+                "write url, suite, components, key and fingerprint")
 
 
 def test_an_unknown_key(inv: Inv, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from tests.conftest import PROJECT
 pytestmark = [pytest.mark.root]
 
 TEMPLATES = sorted((PROJECT / "cloud-init").glob("*.yaml"))
-VALUES = {"hostname": "relay-1", "ssh_public_key": "ssh-ed25519 AAAA somebody", "advertised_address": "203.0.113.7"}
+VALUES = {"hostname": "relay-1", "ssh_public_key": "ssh-ed25519 AAAA somebody", "advertised_address": "203.0.113.7",
+          "relay": "192.0.2.5:2223", "domain": "sip.example.org", "event": "E_PIKE_BLOCKED",
+          "subscriber": "udp:192.0.2.9:9999"}
 SCHEMA = "usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json"
 
 

@@ -1,5 +1,5 @@
-"""Calls by SIP with the real Kamailio and SIPp of Debian. The relay is a test double, which proves nothing about
-RTPEngine: that is test_acceptance_sip.py's."""
+"""Calls by SIP with the real Kamailio and SIPp of Debian, or with what `sip_root` has. The relay is a test double and
+proves nothing about RTPEngine: that is test_acceptance_sip.py's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.settings import Settings
 from harness.sip import calls as sip
 from harness.sip import programs
 from harness.sip.calls import Site
-from harness.sip.proxy import Kamailio
+from harness.sip.proxy import Proxy
 from harness.voip.endpoint import Endpoint
 from harness.voip.traffic import Traffic
 from tests.conftest import PROJECT
@@ -34,11 +34,16 @@ HERE = "127.0.0.1"
 
 
 @pytest.fixture(scope="module")
-def root(real_settings: Settings) -> Path:
+def proxy(real_settings: Settings) -> Proxy:
+    return programs.proxy_of(real_settings)
+
+
+@pytest.fixture(scope="module")
+def root(real_settings: Settings, proxy: Proxy) -> Path:
     host.prepare(real_settings, say=lambda text: None)
     run = Run.create(real_settings.runs, "sip", "local")
     try:
-        return programs.prepare(real_settings, run, Kamailio(), Deadline(900))
+        return programs.prepare(real_settings, run, proxy, Deadline(900))
     finally:
         run.unlock()
 
@@ -52,12 +57,12 @@ def site(root: Path, tmp_path: Path) -> Iterator[Site]:
 
 
 @pytest.fixture
-def place(site: Site) -> Iterator[Callable[..., object]]:
+def place(site: Site, proxy: Proxy) -> Iterator[Callable[..., object]]:
     """place(port, count): calls through the relay whose ng port that is."""
     with ExitStack() as opened:
         def placed(port: int, count: int = 1) -> object:
             callers, callees = ([opened.enter_context(Endpoint(HERE)) for _ in range(count)] for _ in range(2))
-            return sip.placed(site, Kamailio(), (HERE, port), callers, callees)
+            return sip.placed(site, proxy, (HERE, port), callers, callees)
 
         yield placed
 
@@ -107,9 +112,10 @@ def test_a_proxy_is_not_answered_what_another_asked_before(place):
         assert spoken(relay) == {"offer": 3, "answer": 3, "delete": 3}
 
 
-def test_the_example_of_the_documentation_runs(site, tmp_path, capsys):
+def test_the_example_of_the_documentation_runs(site, proxy, tmp_path, capsys):
     [text] = re.findall(r"^```python\n(.*?)^```", (PROJECT / "docs/sip.md").read_text(), re.MULTILINE | re.DOTALL)
     text = text.replace("/tmp/sip", os.fspath(tmp_path / "example")).replace("seconds=3", "seconds=0.5")
+    text = text.replace("Kamailio", type(proxy).__name__)
     with relay_double() as relay:
         exec(compile(text, "docs/sip.md", "exec"), {"ROOT": site.root, "RELAY": (HERE, relay.port)})
         assert relay.calls == {}
@@ -125,13 +131,13 @@ def test_what_the_relay_loses_is_lost(place):
         calls.hang_up()
 
 
-def test_a_relay_that_refuses(place):
+def test_a_relay_that_refuses(place, proxy):
     with relay_double() as relay:
         relay.refuse["offer"] = "Ran out of ports"
         with place(relay.port, 2) as calls:
             dialogs = calls.settle()
             assert {str(d) for d in dialogs} == {"503 Media Relay Unavailable"} and calls.exchanges() == {}
-            assert "Kamailio said: rtpengine: " in calls.said(dialogs[0])
+            assert f"{proxy.name} said: rtpengine: " in calls.said(dialogs[0])
             assert "Ran out of ports\n" in calls.said(dialogs[0])
             assert calls.hang_up() == dialogs
 
@@ -161,17 +167,17 @@ def test_with_a_silent_relay_a_call_is_refused_in_time(place):
             assert str(dialog) == "503 Media Relay Unavailable"
 
 
-def test_programs_have_no_privileges_and_die_with_who_started_them(root, tmp_path):
+def test_programs_have_no_privileges_and_die_with_who_started_them(root, proxy, tmp_path):
     program = f"""
 import sys, time
 from pathlib import Path
 from harness.run import Journal
 from harness.sip import calls
-from harness.sip.proxy import Kamailio
+from harness.sip.proxy import {type(proxy).__name__}
 from harness.voip.endpoint import Endpoint
 here = Path({os.fspath(tmp_path)!r})
 site = calls.Site(Path({os.fspath(root)!r}), "", {HERE!r}, here / "sip", Journal(here / "journal.jsonl"))
-with calls.placed(site, Kamailio(), ({HERE!r}, 9), [Endpoint({HERE!r})], [Endpoint({HERE!r})]):
+with calls.placed(site, {type(proxy).__name__}(), ({HERE!r}, 9), [Endpoint({HERE!r})], [Endpoint({HERE!r})]):
     print("begun", flush=True)
     time.sleep(60)
 """

@@ -87,7 +87,7 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      "appliances.yaml:2:3: appliances.relay: 'release' is missing"),
     ("release: bookworm", "release: bookworm\n    colour: red",
      "appliances.yaml:5:5: appliances.relay.colour: unknown key; known: architecture, checks, conntrack, datasources, "
-     "description, elements, image_mirrors, kernel, ports, release, rtpengine, server, user"),
+     "description, elements, image_mirrors, kernel, opensips, ports, release, rtpengine, server, user"),
     ("memory: 2048", "memory: 12",
      "appliances.yaml:6:14: appliances.relay.server.memory: 12 is less than the minimum of 256"),
     ("memory: 2048", "memory: 2048.0",
@@ -201,3 +201,63 @@ def test_no_change_of_a_description_ends_in_anything_but_an_error_of_ours(tmp_pa
         _load(tmp_path, yaml.safe_dump(document))
     except DescriptionError as error:
         assert "appliances.yaml:" in error.message
+
+
+PROXY = """\
+appliances:
+  proxy:
+    description: a proxy
+    release: bookworm
+    elements: [voip-appliance, conntrack, opensips]
+    opensips:
+      version: 4.0.1-1
+      repository:
+        url: https://packages.example.org/
+        suite: bookworm
+        components: [4.0-releases]
+        key: keys/proxy.asc
+        fingerprint: 0123 4567 89ab cdef 0123  4567 89ab cdef 0123 4567
+      relays: [192.0.2.5:2223]
+    conntrack: {calls: 100, clients: 1000, rtcp: false}
+"""
+
+
+def test_a_proxy_and_where_its_packages_come_from(tmp_path):
+    found = _load(tmp_path, PROXY)["proxy"]
+    assert (found.version, set(found.parts()), found.rtpengine) == ("4.0.1-1", {"opensips", "conntrack"}, None)
+    assert found.opensips and (found.opensips.relays, found.opensips.port) == (("192.0.2.5:2223",), 5060)
+    assert found.opensips.repository == appliance.PackageRepository(
+        "https://packages.example.org", "bookworm", ("4.0-releases",), tmp_path / "keys/proxy.asc",
+        "0123456789ABCDEF0123456789ABCDEF01234567", 8)
+
+
+def test_a_proxy_may_lack_a_repository_until_it_is_built(project):
+    found = load(project / "appliances.yaml")["opensips"]
+    assert found.opensips and found.opensips.repository is None and found.opensips.line > 0
+
+
+@pytest.mark.parametrize(("old", "new", "complaint"), [
+    ("version: 4.0.1-1", "version: 3.4.5-1",
+     'appliances.yaml:7:7: appliances.proxy.opensips.version: "3.4.5-1" is not a package version of OpenSIPS 3.6 or 4 '
+     "(like 3.6.8-1)"),
+    ("        suite: bookworm\n", "",
+     "appliances.yaml:8:7: appliances.proxy.opensips.repository: 'suite' is missing"),
+    ("        key: keys/proxy.asc\n", "",
+     "appliances.yaml:8:7: appliances.proxy.opensips.repository: 'key' is missing"),
+    ("url: https:", "url: ftp:",
+     'appliances.yaml:9:9: appliances.proxy.opensips.repository.url: "ftp://packages.example.org/" is not an address '
+     "of packages"),
+    ("cdef 0123 4567\n", "cdef 0123\n",
+     'appliances.yaml:13:9: appliances.proxy.opensips.repository.fingerprint: "0123 4567 89ab cdef 0123  4567 89ab '
+     'cdef 0123" is not the fingerprint of a key (like 40 hexadecimal digits)'),
+    ("192.0.2.5:2223", "192.0.2.5",
+     'appliances.yaml:14:16: appliances.proxy.opensips.relays.0: "192.0.2.5" is not address and port of a relay\'s ng '
+     "protocol (like 192.0.2.5:2223)"),
+    ("conntrack, opensips]", "conntrack]",
+     "appliances.yaml:5:5: appliances.proxy.elements: the element opensips and the section opensips need each other"),
+    ("clients: 1000", "clients: -1",
+     "appliances.yaml:15:29: appliances.proxy.conntrack.clients: -1 is less than the minimum of 0"),
+])
+def test_a_mistake_in_a_proxy_is_named_with_its_place(tmp_path, old, new, complaint):
+    assert old in PROXY
+    assert _complaints(tmp_path, PROXY.replace(old, new, 1))[0].startswith(complaint)

@@ -154,8 +154,8 @@ def test_elements_are_expanded_like_diskimage_builder_does(project: Path) -> Non
 
 
 def test_an_unknown_element_is_named(project: Path) -> None:
-    with pytest.raises(DescriptionError, match="no element opensips"):
-        dib.expand(["vm", "block-device-gpt", "opensips"], [project / "elements", dib.stock_directory()])
+    with pytest.raises(DescriptionError, match="no element asterisk"):
+        dib.expand(["vm", "block-device-gpt", "asterisk"], [project / "elements", dib.stock_directory()])
 
 
 def test_packages_are_read_as_diskimage_builder_does(relay: Appliance, settings: Settings, state: Offering) -> None:

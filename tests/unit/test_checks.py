@@ -59,15 +59,16 @@ def test_every_outcome_is_told_with_its_reasons(run: Run) -> None:
         def test_plain():
             assert 1 == 2
 
-        def test_not_here(relay):
-            """a relay answers"""
+        def test_not_here():
+            """it is elsewhere"""
+            pytest.skip("it is not here")
 
         def test_broken():
             {}["key"]
         ''')
     by_title = {r.title: r for r in results}
     assert {t: r.outcome for t, r in by_title.items()} == {
-        "it is good": "passed", "it is bad": "failed", "test_plain": "failed", "a relay answers": "skipped",
+        "it is good": "passed", "it is bad": "failed", "test_plain": "failed", "it is elsewhere": "skipped",
         "test_broken": "failed"}
     bad = by_title["it is bad"]
     assert (bad.expected, bad.seen, bad.because) == ("a link", "none", "it is down")
@@ -75,8 +76,30 @@ def test_every_outcome_is_told_with_its_reasons(run: Run) -> None:
     assert (bad.group, bad.phase, bad.server, bad.id) == (
         "Group of checks", "first boot", "server1", "checks/test_it.py::test_bad")
     assert "1 == 2" in by_title["test_plain"].message
-    assert by_title["a relay answers"].reason == "the appliance has no relay"
+    assert by_title["it is elsewhere"].reason == "it is not here"
     assert "KeyError" in by_title["test_broken"].message
+
+
+def test_a_check_of_a_part_that_the_appliance_does_not_have_is_not_selected(run: Run) -> None:
+    results = check(run, '''
+        @pytest.fixture
+        def mine(relay):
+            return relay
+
+        def test_own_fixture(mine):
+            """by a fixture of a fixture"""
+
+        @pytest.mark.parametrize("part", ["x"])
+        def test_proxy(opensips, part):
+            """of a proxy"""
+
+        def test_table(conntrack):
+            """of connection tracking"""
+
+        def test_any(appliance):
+            """of every appliance"""
+        ''')
+    assert [(r.title, r.outcome) for r in results] == [("of every appliance", "passed")]
 
 
 def test_results_are_left_in_the_run(run: Run) -> None:

@@ -45,6 +45,16 @@ def test_entries_per_call(legs: int, rtcp: bool, entries: int) -> None:
     assert conntrack.entries_per_call(ConntrackGoal(calls=1, legs=legs, rtcp=rtcp)) == entries
 
 
+def test_clients_take_an_entry_each() -> None:
+    signalling = ConntrackGoal(calls=5000, clients=10_000, rtcp=False)
+    assert conntrack.plan(signalling, 1024).max == 40_448 >= 2 * (2 * 5000 + 10_000)
+    most = conntrack.most_calls(signalling, 1024)
+    assert conntrack.plan(ConntrackGoal(calls=most, clients=10_000, rtcp=False), 1024)
+    with pytest.raises(DescriptionError, match="and 10000 clients need"):
+        conntrack.plan(ConntrackGoal(calls=most + 1, clients=10_000, rtcp=False), 1024)
+    assert conntrack.most_calls(ConntrackGoal(calls=1, clients=10**9), 1024) == 0
+
+
 def test_a_stateless_goal_is_sized_without_its_calls() -> None:
     goal = ConntrackGoal(calls=10**7, stateless=True)
     assert conntrack.entries_per_call(goal) == 0

@@ -33,7 +33,7 @@ def variables(element: Path) -> Iterator[str]:
 
 
 def test_there_are_elements() -> None:
-    assert {"voip-appliance", "conntrack", "rtpengine"} <= set(NAMES)
+    assert {"voip-appliance", "conntrack", "rtpengine", "opensips"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,6 +88,10 @@ def refused(name: str, **environment: str) -> str:
     return done.stderr.strip()
 
 
+PROXY = {"DIB_OPENSIPS_VERSION": "4.0.1-1", "DIB_OPENSIPS_REPOSITORY": "file:/nowhere",
+         "DIB_OPENSIPS_SUITE": "bookworm"}
+
+
 @pytest.mark.parametrize(("name", "environment", "said"), [
     ("conntrack", {}, ""),
     ("conntrack", {"DIB_CONNTRACK_MAX": "many"}, "DIB_CONNTRACK_MAX is 'many'"),
@@ -105,6 +109,20 @@ def refused(name: str, **environment: str) -> str:
     ("rtpengine", {"DIB_RTPENGINE_REDIS": "127.0.0.1:6379"}, "HOST:PORT/DATABASE is needed"),
     ("rtpengine", {"DIB_RTPENGINE_TOS": "256"}, "a number from 0 to 255"),
     ("rtpengine", {"DIB_RTPENGINE_ENDPOINT_LEARNING": "on"}, "delayed, immediate, off or heuristic is needed"),
+    ("opensips", {}, "DIB_OPENSIPS_VERSION is ''"),
+    ("opensips", {"DIB_OPENSIPS_VERSION": "3.4.5-1"}, "a package version of OpenSIPS 3.6 or 4 is needed"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_REPOSITORY": "packages.example.org"}, "the address (http, https or file)"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_SUITE": ""}, "a suite of the repository is needed"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_COMPONENTS": "ma;in"}, "components of the suite are needed"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_PACKAGES": "opensips-x mc"}, "names like opensips-rabbitmq-modules"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_PORT": "80"}, "a number from 1024 to 65535"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_SHARED_THRESHOLD": "101"}, "a number from 0 to 100"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_RELAYS": "192.0.2.5"}, "ADDRESS:PORT of a relay's ng protocol is needed"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_DOMAINS": "a/b"}, "a host name or an IPv4 address is needed"),
+    ("opensips", PROXY, "DIB_OPENSIPS_KEY is not set"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_KEY": "/nowhere"}, "there is no file /nowhere"),
+    ("opensips", PROXY | {"DIB_OPENSIPS_KEY": "/etc/hostname", "DIB_OPENSIPS_FINGERPRINT": "12"},
+     "40 hexadecimal digits"),
     ("voip-appliance", {}, ""),
     ("voip-appliance", {"DISTRO_NAME": "fedora"}, "only debian can be built"),
     ("voip-appliance", {"DIB_VOIP_KERNEL_PACKAGE": "vmlinuz"}, "a package linux-image-... is needed"),

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.appliance import Rtpengine
+from harness.appliance import Opensips, Rtpengine
 from harness.image import inspect
 from harness.image.finding import expectation
 from harness.image.root import Root
 from harness.results import Finding
 from tests import small_image
+from tests.conftest import PROJECT
 from tests.small_image import KERNEL, LIBRARIES
 
 Defect = Callable[[Path], object]
@@ -158,6 +159,31 @@ DEFECTS: list[tuple[str, str, Defect]] = [
 ]
 
 
+PROXY_CFG = "etc/opensips/opensips.cfg"
+PROXY_DEFECTS: list[tuple[str, str, Defect]] = [
+    ("units are enabled", "proxy not enabled", remove(f"{WANTS}/opensips.service")),
+    ("OpenSIPS in the described version", "another",
+     change(STATUS, "Package: opensips\nStatus: install ok installed\nArchitecture: amd64\nVersion: 4.0.1-1",
+            "Package: opensips\nStatus: install ok installed\nArchitecture: amd64\nVersion: 4.0.0-1")),
+    ("OpenSIPS in the described version", "no MI over HTTP",
+     change(STATUS, "Package: opensips-http-modules\nStatus: install ok installed",
+            "Package: opensips-http-modules\nStatus: deinstall ok config-files")),
+    ("opensips.cfg as described", "another port", change(PROXY_CFG, "socket=tcp:*:5060", "socket=tcp:*:5070")),
+    ("opensips.cfg as described", "another threshold",
+     change(PROXY_CFG, "event_pkg_threshold=80", "event_pkg_threshold=0")),
+    ("opensips.cfg as described", "MI for everybody", change(PROXY_CFG, "udp:127.0.0.1:8080", "udp:0.0.0.0:8080")),
+    ("opensips.cfg as described", "MI by HTTP for everybody", change(PROXY_CFG, '"ip", "127.0.0.1"', '"ip", "*"')),
+    ("opensips.cfg as described", "pike lets more pass",
+     change(PROXY_CFG, '"reqs_density_per_unit", 100', '"reqs_density_per_unit", 9999')),
+    ("opensips.cfg as described", "a relay", write("etc/opensips/relays", "192.0.2.5:2223\n")),
+    ("opensips.cfg as described", "a domain", write("etc/opensips/domains", "sip.example.org\n")),
+    ("every module that opensips.cfg loads is in place", "one missing",
+     remove(f"{LIBRARIES}/opensips/modules/event_stream.so")),
+    ("the proxy logs to its own file", "no rule", remove("etc/rsyslog.d/30-opensips.conf")),
+    ("the proxy's log is rotated", "no rule", remove("etc/logrotate.d/opensips")),
+]
+
+
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_image.tree(tmp_path_factory.mktemp("good"))
@@ -191,6 +217,29 @@ def test_a_good_tree_is_green(good: Path) -> None:
 def test_a_defect_turns_one_line_red(tree: Path, title: str, defect: Defect) -> None:
     defect(tree)
     failed = [f for f in look(tree) if f.outcome != "passed"]
+    assert [f.title for f in failed] == [title]
+    assert failed[0].seen and failed[0].seen != failed[0].expected
+
+
+@pytest.fixture
+def proxy(tree: Path) -> Path:
+    small_image.add_proxy(tree, PROJECT)
+    return tree
+
+
+WITH_PROXY = expectation(replace(small_image.appliance(), opensips=Opensips(small_image.PROXY)), KERNEL)
+
+
+def test_a_good_tree_with_a_proxy_is_green(proxy: Path) -> None:
+    findings = look(proxy, WITH_PROXY)
+    assert red(findings) == []
+    assert {f.title for f in findings} == {title for title, _, _ in (*DEFECTS, *PROXY_DEFECTS)}
+
+
+@pytest.mark.parametrize(("title", "defect"), [pytest.param(t, d, id=f"{t}: {n}") for t, n, d in PROXY_DEFECTS])
+def test_a_defect_of_the_proxy_turns_one_line_red(proxy: Path, title: str, defect: Defect) -> None:
+    defect(proxy)
+    failed = [f for f in look(proxy, WITH_PROXY) if f.outcome != "passed"]
     assert [f.title for f in failed] == [title]
     assert failed[0].seen and failed[0].seen != failed[0].expected
 

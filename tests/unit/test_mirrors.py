@@ -94,3 +94,11 @@ def test_text_for_a_release() -> None:
     assert f"deb [signed-by=/k.gpg] {MAIN} trixie-updates main" in lines
     assert f"deb-src [signed-by=/k.gpg] {SECURITY} trixie-security main" in lines
     assert not any(line.startswith("deb-src") for line in mirrors.sources("trixie").splitlines())
+
+
+def test_further_repositories_have_keys_of_their_own_and_no_source_packages() -> None:
+    further = Entry("https://packages.example.org", ("bookworm",), ("4.0", "more"), Path("/keys/proxy.gpg"))
+    found = AptMirrors("http://a", "http://b", Path("/keys/debian.gpg"), (further,))
+    assert found.sources("bookworm", source_packages=True).splitlines()[-1] == (
+        "deb [signed-by=/keys/proxy.gpg] https://packages.example.org bookworm 4.0 more")
+    assert found.sources("bookworm").count("/keys/debian.gpg") == 3

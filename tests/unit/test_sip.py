@@ -4,8 +4,10 @@ import re
 
 import pytest
 
-from harness.sip import trace
-from harness.sip.proxy import FLAGS, REFUSED, Kamailio, Wiring
+from harness.errors import HostError
+from harness.settings import Settings
+from harness.sip import programs, trace
+from harness.sip.proxy import FLAGS, REFUSED, Kamailio, OpenSips, Wiring
 from harness.voip.call import OPTIONS
 from harness.voip.sdp import SdpError
 
@@ -97,9 +99,11 @@ def test_the_last_messages_of_a_call_as_lines():
     assert trace.excerpt("one-2", of) == ["received SIP/2.0 503 No"]
 
 
+WIRING = Wiring(("192.0.2.1", 5060), ("192.0.2.1", 5062), ("192.0.2.9", 2223), 4711)
+
+
 def test_kamailio_is_told_who_is_where():
-    wiring = Wiring(("192.0.2.1", 5060), ("192.0.2.1", 5062), ("192.0.2.9", 2223), 4711)
-    [(name, text)] = Kamailio().files(wiring).items()
+    [(name, text)] = Kamailio().files(WIRING).items()
     assert name == "kamailio.cfg" and Kamailio().command("/files")[-1] == "/files/kamailio.cfg"
     assert "listen=udp:192.0.2.1:5060\n" in text and "server_id=4711\n" in text
     assert '"udp:192.0.2.9:2223"' in text
@@ -115,6 +119,37 @@ def test_kamailios_errors():
            "Ran out of ports 1(8) INFO: rtpengine [rtpengine.c:2929]: rtpp_test(): found\n" + failed + failed)
     assert Kamailio().complaints(log) == ["rtpengine: proxy udp:192.0.2.9:2223: Ran out of ports",
                                           "rtpengine: no available proxies"]
+
+
+def test_opensips_is_told_who_is_where():
+    [(name, text)] = OpenSips().files(WIRING).items()
+    assert name == "opensips.cfg" and OpenSips().command("/files")[-1] == "/files/opensips.cfg"
+    assert "socket=udp:192.0.2.1:5060\n" in text and '"udp:192.0.2.9:2223"' in text
+    assert '$du = "sip:192.0.2.1:5062";' in text and f"t_reply({REFUSED}" in text
+    assert re.findall(r'rtpengine_(\w+)\("(.*?)"\)', text) == [
+        ("delete", "delete-delay=0"), ("offer", FLAGS), ("answer", FLAGS), ("delete", "delete-delay=0")]
+
+
+def test_opensips_errors():
+    log = ("Nov 28 07:40:00 [8] INFO:core:main: version: opensips\n"
+           "Nov 28 07:40:01 [8] ERROR:rtpengine:rtpe_function_call: proxy replied with error: Ran out of ports\n" * 2)
+    assert OpenSips().complaints(log) == ["rtpengine: proxy replied with error: Ran out of ports"]
+
+
+@pytest.mark.parametrize(("programs_there", "said"), [
+    (["usr/sbin/opensips", "usr/bin/sipp"], ""), (["usr/sbin/opensips"], "has no SIPp"),
+    (["usr/bin/sipp"], "has no proxy")])
+def test_the_proxy_of_a_system_that_the_settings_name(tmp_path, programs_there, said):
+    for path in programs_there:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    settings = Settings.load(tmp_path, {"DIALTONE_SIP_ROOT": str(tmp_path)})
+    if said:
+        with pytest.raises(HostError, match=said):
+            programs.proxy_of(settings)
+    else:
+        assert programs.proxy_of(settings).name == "OpenSIPS"
+    assert programs.proxy_of(Settings.load(tmp_path, {})).name == "Kamailio"
 
 
 def test_proxies_ask_the_relay_for_what_calls_without_sip_ask_for():
