@@ -179,7 +179,7 @@ values = st.recursive(st.none() | st.booleans() | st.integers(-9, 70000) | st.te
                       max_leaves=6)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_change_of_a_description_ends_in_anything_but_an_error_of_ours(tmp_path, data):
     document = yaml.safe_load(GOOD)

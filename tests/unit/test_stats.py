@@ -2,7 +2,7 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.voip.rtp import CLOCK
@@ -46,7 +46,6 @@ def test_each_fault_is_counted_as_itself(numbers, lost, duplicates, reordered):
     assert seen.unique == len(set(numbers)) and seen.packets == len(numbers)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 65535), st.data())
 def test_counts_agree_with_counting_by_hand(first, data):
     rng = random.Random(data.draw(st.integers(0, 2**32)))
@@ -81,7 +80,6 @@ def rfc_3550_a_8(transits):
     return jitter >> 4
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 400), min_size=2, max_size=300))
 def test_jitter_is_that_of_a_8(transits):
     seen = fed(range(len(transits)), transit=lambda index: transits[index] * 10**9 // CLOCK)
