@@ -33,10 +33,13 @@ CONTROLS = [
     Control("not enabled", "systemctl disable opensips", "systemctl enable opensips", "test_proxy_enabled"),
     Control("stopped", "systemctl stop opensips", "systemctl start opensips", "test_proxy_active"),
     Control("a program of another version",
-            "printf '#!/bin/sh\\necho version: opensips 1.2.3\\n' >/run/other; chmod 755 /run/other; "
-            "mount --bind /run/other /usr/sbin/opensips", "umount /usr/sbin/opensips", "test_proxy_version"),
-    configured("test_proxy_listens[tcp]", "no SIP by TCP", f"sed -i '/^socket=tcp/d' {CFG}"),
-    configured("test_proxy_listens[udp]", "another port", f"sed -i 's/^socket=udp:.*/socket=udp:*:5070/' {CFG}"),
+            "printf '#!/bin/sh\\necho version: opensips 1.2.3\\n' >/root/other; chmod 755 /root/other; "
+            "mount --bind /root/other /usr/sbin/opensips", "umount /usr/sbin/opensips; rm /root/other",
+            "test_proxy_version"),
+    configured("test_proxy_listens[tcp]", "another port for TCP",
+               f"sed -i 's/^socket=tcp:.*/socket=tcp:*:5070/' {CFG}"),
+    configured("test_proxy_listens[udp]", "another port for UDP",
+               f"sed -i 's/^socket=udp:.*/socket=udp:*:5070/' {CFG}"),
     configured("test_management_on_loopback_only", "MI for everybody",
                f"sed -i 's/udp:127.0.0.1:8080/udp:0.0.0.0:8080/' {CFG}"),
     configured("test_management_on_loopback_only", "MI by HTTP for everybody",
@@ -87,7 +90,7 @@ TOLD = """\
 cat >/run/told.yaml <<'END'
 {text}END
 cloud-init schema --config-file /run/told.yaml
-cloud-init single --name write_files --frequency always --file /run/told.yaml
+cloud-init --file /run/told.yaml single --name write_files --frequency always
 systemctl restart opensips
 """
 SUBSCRIBERS = """\
