@@ -112,6 +112,20 @@ def server(real_settings: Settings, real_appliance: Appliance, real_image: Image
         yield Booted(work, work.launch(work.upload(real_image))[0])
 
 
+@pytest.fixture(scope="module")
+def opensips_server(real_settings: Settings) -> Iterator[Booted]:
+    """One running server of the appliance `opensips`, where the description says where its packages are."""
+    appliance = appliances_file.select(appliances_file.load(real_settings.appliances), "opensips")
+    assert appliance.opensips
+    if appliance.opensips.repository is None:
+        pytest.skip("the description does not say where OpenSIPS's packages are")
+    host.prepare(real_settings, say=lambda text: None)
+    with work_in(real_settings, appliance) as work:
+        image = work.build()
+        work.inspect(image)
+        yield Booted(work, work.launch(work.upload(image))[0])
+
+
 @pytest.fixture(scope="session")
 def testcloud(real_settings: Settings) -> Iterator[Place]:
     """The test cloud of the project's cache, up and well. One that is up already is used, and left as it is."""

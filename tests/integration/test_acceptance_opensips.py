@@ -5,16 +5,11 @@ For this the description has to say where OpenSIPS's packages are: DIALTONE_APPL
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from harness import appliance as appliances_file
-from harness import host
 from harness.levels import Level
-from harness.settings import Settings
 from tests.controls import Control, assert_turned, outcomes
-from tests.real_server import Booted, work_in
+from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
@@ -42,14 +37,8 @@ CONTROLS = [
 
 
 @pytest.fixture(scope="module")
-def server(real_settings: Settings) -> Iterator[Booted]:
-    appliance = appliances_file.select(appliances_file.load(real_settings.appliances), "opensips")
-    assert appliance.opensips
-    if appliance.opensips.repository is None:
-        pytest.skip("the description does not say where OpenSIPS's packages are")
-    host.prepare(real_settings, say=lambda text: None)
-    with work_in(real_settings, appliance) as work:
-        yield Booted(work, work.launch(work.upload(work.build()))[0])
+def server(opensips_server: Booted) -> Booted:
+    return opensips_server
 
 
 def test_every_check_is_green(server: Booted) -> None:

@@ -5,18 +5,14 @@ For this the description has to say where OpenSIPS's packages are: DIALTONE_APPL
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from string import Template
 
 import pytest
 
-from harness import appliance as appliances_file
-from harness import host
 from harness.levels import Level
-from harness.settings import Settings
 from tests.conftest import PROJECT
 from tests.controls import Control, assert_turned, rule
-from tests.real_server import Booted, work_in
+from tests.real_server import Booted
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
@@ -62,16 +58,8 @@ CONTROLS = [
 
 
 @pytest.fixture(scope="module")
-def server(real_settings: Settings) -> Iterator[Booted]:
-    appliance = appliances_file.select(appliances_file.load(real_settings.appliances), "opensips")
-    assert appliance.opensips
-    if appliance.opensips.repository is None:
-        pytest.skip("the description does not say where OpenSIPS's packages are")
-    host.prepare(real_settings, say=lambda text: None)
-    with work_in(real_settings, appliance) as work:
-        image = work.build()
-        work.inspect(image)
-        yield Booted(work, work.launch(work.upload(image))[0])
+def server(opensips_server: Booted) -> Booted:
+    return opensips_server
 
 
 def test_every_check_is_green_and_one_of_the_controls_turns_it_red(server: Booted) -> None:
