@@ -15,8 +15,8 @@ from harness.settings import Settings
 def run_tests(settings: Settings, *, unit: bool, nightly: bool, options: Sequence[str]) -> int:
     """Lint, then pytest; host packages are installed first where root.
 
-    Returns lint's exit code where it fails. Else this process becomes pytest: a signal to it goes to the tests, which
-    take away what they made.
+    Where `options` name files of tests these alone are run. Returns lint's exit code where it fails. Else this process
+    becomes pytest: a signal to it goes to the tests, which take away what they made.
     """
     host.prepare(settings, purpose=host.Purpose.UNIT if unit else host.Purpose.TESTS,
                  say=lambda text: print(f"host: {text}", flush=True))
@@ -24,6 +24,8 @@ def run_tests(settings: Settings, *, unit: bool, nightly: bool, options: Sequenc
     if not code:
         selection = [] if nightly else ["-m", "not nightly"]
         trees = ["tests/unit"] if unit else ["tests/unit", "tests/integration"]
+        if any((settings.project / option.partition("::")[0]).exists() for option in options):
+            trees = []
         os.chdir(settings.project)
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "pytest", *selection, *trees, *options])

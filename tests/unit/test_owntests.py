@@ -38,8 +38,21 @@ from harness.settings import Settings
 
 host.prepare = lambda *_, **__: None
 owntests.run_lint = lambda _: 0
-owntests.run_tests(Settings(Path(sys.argv[1])), unit=True, nightly=False, options=["-p", "no:cacheprovider"])
+owntests.run_tests(Settings(Path(sys.argv[1])), unit=True, nightly=False,
+                   options=["-p", "no:cacheprovider", *sys.argv[2:]])
 """
+
+
+def test_named_tests_are_run_alone(tmp_path: Path) -> None:
+    (tmp_path / "tests" / "unit").mkdir(parents=True)
+    for name in ("one", "two"):
+        (tmp_path / "tests" / "unit" / f"test_{name}.py").write_text("def test_it(): pass\n")
+
+    def ran(*options: str) -> str:
+        return subprocess.run([sys.executable, "-c", _STARTED, os.fspath(tmp_path), *options], capture_output=True,
+                              text=True, check=True).stdout
+
+    assert "2 passed" in ran() and "1 passed" in ran("tests/unit/test_one.py::test_it")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
