@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 CFG = "/etc/opensips/opensips.cfg"
 
 
-def configured(red: str, name: str, script: str) -> Control:
-    """The proxy started anew after `script` changed its configuration."""
+def configured(red: str, name: str, script: str, afterwards: str = "") -> Control:
+    """The proxy started anew after `script` changed its configuration; `afterwards` when it is as it was."""
     return Control(name, f"cp {CFG} /run/cfg; {script}; systemctl restart opensips",
-                   f"cat /run/cfg >{CFG}; systemctl restart opensips", red)
+                   f"cat /run/cfg >{CFG}; systemctl restart opensips; {afterwards}", red)
 
 
 CONTROLS = [
@@ -43,7 +43,8 @@ CONTROLS = [
     configured("test_proxy_modules", "a module is not loaded", f"sed -i '/event_virtual/d' {CFG}"),
     Control("a relay that nobody described", "echo 192.0.2.5:2223 >/etc/opensips/relays; systemctl restart opensips",
             ": >/etc/opensips/relays; systemctl restart opensips", "test_proxy_relays"),
-    configured("test_proxy_log_written", "to the system's log", f"sed -i 's/LOG_LOCAL0/LOG_LOCAL5/' {CFG}"),
+    configured("test_proxy_log_written", "to the system's log", f"sed -i 's/LOG_LOCAL0/LOG_LOCAL5/' {CFG}",
+               r"sed -i '/opensips\[/d' /var/log/syslog; systemctl kill -s HUP rsyslog"),
     Control("no rotation", "mv /etc/logrotate.d/opensips /run/rotation", "mv /run/rotation /etc/logrotate.d/opensips",
             "test_proxy_log_rotated"),
     rule("test_options_answered[udp]", "UDP does not pass", "-p udp --dport 5060 -j DROP"),
