@@ -98,8 +98,10 @@ def _failures(report: Report) -> Iterable[Failure]:
     known = [*report.told, *derived]
     fault = _fault_of_exit(report)
     if not known:
+        # Of a kept server's checks those of the last time count.
+        last = {stage.name: stage for stage in report.stages}.values()
         known = [Failure(stage.detail or f"{stage.name} failed and said nothing", (stage.name,), fault=fault)
-                 for stage in report.stages if stage.outcome == "failed"]
+                 for stage in last if stage.outcome == "failed"]
     return _by_cause(_once(failure if failure.fault else replace(failure, fault=fault) for failure in known))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,17 @@ def redden(*tests: str, outcome: str = "failed", **more: Any) -> Any:
     def alter(entry: dict[str, Any]) -> dict[str, Any]:
         return entry | {"outcome": outcome} | more if entry["id"].rsplit("::")[-1] in tests else entry
     return alter
+
+
+def test_checks_that_pass_when_they_are_done_again_count(tmp_path: Path) -> None:
+    run = green(tmp_path)
+    check = next(stage for stage in run.stages if stage.name == "check")
+    run.stages.append(replace(check, outcome="failed", detail="21 passed, 1 FAILED"))
+    run.save()
+    assert verdict(run).outcome is not Outcome.PASSED
+    run.stages.append(check)
+    run.save()
+    assert verdict(run).outcome is Outcome.PASSED and summary(run).startswith("passed in")
 
 
 def test_green(tmp_path: Path) -> None:
