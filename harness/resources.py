@@ -54,6 +54,8 @@ class Awaited:
 MOUNTS = Path("/proc/self/mounts")
 PATIENCE = 5.0
 """Seconds between SIGTERM and SIGKILL, and at most until an ended process or a detached device is gone."""
+_LOOK = 0.05
+"""Seconds between two looks for processes."""
 
 
 def processes_with(token: str) -> list[int]:
@@ -92,16 +94,25 @@ def _signal(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def _running(token: str) -> list[int]:
+    """processes_with(token), by two looks: in the middle of execve(2) a process has no command line."""
+    found = processes_with(token)
+    if not found:
+        time.sleep(_LOOK)
+        found = processes_with(token)
+    return found
+
+
 def remove_process(resource: Resource) -> None:
     """`name` is a token of the command line that no other process has. SIGTERM, after PATIENCE SIGKILL."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        pids = processes_with(resource.name)
+        pids = _running(resource.name)
         for pid in pids:
             _signal(pid, number)
         deadline = Deadline(PATIENCE)
         while pids and not deadline.expired:
-            time.sleep(0.05)
-            pids = processes_with(resource.name)
+            time.sleep(_LOOK)
+            pids = _running(resource.name)
         if not pids:
             return
     raise HostError(f"process with {resource.name!r} in its command line does not end", hint="look: ps aux")
