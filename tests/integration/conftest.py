@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,13 @@ from harness import host
 from harness.appliance import Appliance
 from harness.cloud.api import Api
 from harness.cloud.local import LocalCloud
-from harness.image import gpt
+from harness.deadline import Deadline
+from harness.image import builder, gpt
+from harness.image.apt import state_for
 from harness.image.build import Image
+from harness.image.mirrors import apt_mirrors
 from harness.progress import Progress
+from harness.run import Run
 from harness.settings import Settings
 from harness.testcloud import up
 from harness.testcloud.place import Place, place_of
@@ -124,6 +128,22 @@ def opensips_server(real_settings: Settings) -> Iterator[Booted]:
         image = work.build()
         work.inspect(image)
         yield Booted(work, work.launch(work.upload(image))[0])
+
+
+@pytest.fixture(scope="session")
+def debian_root(real_settings: Settings) -> Callable[[Sequence[str]], Path]:
+    """debian_root(packages): a root of Debian 12 with these packages, from the cache where it has one."""
+    def prepared(packages: Sequence[str]) -> Path:
+        host.prepare(real_settings, say=lambda text: None)
+        run = Run.create(real_settings.runs, "root", "local")
+        try:
+            state = state_for(real_settings.cache, apt_mirrors(real_settings, "bookworm"), "bookworm", "amd64")
+            state.refresh(Deadline(300))
+            return builder.prepare(packages, state, real_settings, run, Deadline(900), run.directory / "root.log")
+        finally:
+            run.unlock()
+
+    return prepared
 
 
 @pytest.fixture(scope="session")

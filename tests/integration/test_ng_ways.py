@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from harness import host
-from harness.deadline import Deadline
-from harness.image import builder
-from harness.image.apt import state_for
 from harness.image.contained import contained_in
-from harness.image.mirrors import apt_mirrors
 from harness.process import running
-from harness.run import Run
-from harness.settings import Settings
 from harness.voip.call import Call
 from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient, NgError, NgNoAnswer, NgRefused, NgUnknownCall
@@ -47,16 +40,8 @@ each_way = pytest.mark.parametrize("way", WAYS)
 
 
 @pytest.fixture(scope="module")
-def root(real_settings: Settings) -> Path:
-    host.prepare(real_settings, say=lambda text: None)
-    run = Run.create(real_settings.runs, "relay", "local")
-    try:
-        state = state_for(real_settings.cache, apt_mirrors(real_settings, "bookworm"), "bookworm", "amd64")
-        state.refresh(Deadline(300))
-        return builder.prepare(["rtpengine-daemon"], state, real_settings, run, Deadline(900),
-                               run.directory / "root.log")
-    finally:
-        run.unlock()
+def root(debian_root: Callable[[Sequence[str]], Path]) -> Path:
+    return debian_root(["rtpengine-daemon"])
 
 
 def some_ports() -> dict[str, int]:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from harness import host, upstream
-from harness.deadline import Deadline
-from harness.image import builder
-from harness.image.apt import state_for
-from harness.image.mirrors import apt_mirrors
-from harness.run import Run
-from harness.settings import Settings
+from harness import upstream
 from harness.upstream import Stand, Verdict
 from tests.relay_double import RelayDouble, relay_double
 
@@ -39,15 +33,8 @@ print "media packets sent: 50 1\\nmedia packets received: 50 1\\n" x 2;
 
 
 @pytest.fixture(scope="module")
-def root(real_settings: Settings) -> Path:
-    host.prepare(real_settings, say=lambda text: None)
-    run = Run.create(real_settings.runs, "upstream", "local")
-    try:
-        state = state_for(real_settings.cache, apt_mirrors(real_settings, "bookworm"), "bookworm", "amd64")
-        state.refresh(Deadline(300))
-        return builder.prepare(upstream.PACKAGES, state, real_settings, run, Deadline(900), run.directory / "root.log")
-    finally:
-        run.unlock()
+def root(debian_root: Callable[[Sequence[str]], Path]) -> Path:
+    return debian_root(upstream.PACKAGES)
 
 
 @pytest.fixture
