@@ -29,6 +29,7 @@ from harness.cloud import options
 from harness.cloud.options import CloudOptions
 from harness.deadline import Deadline
 from harness.errors import CloudError, DescriptionError, Fault, Unreachable
+from harness.run import held
 from harness.settings import Settings
 
 PATIENCE = 60.0
@@ -132,13 +133,15 @@ class Api:
         """Raises DescriptionError where clouds.yaml has no such cloud, or a mistake."""
         self.name = name
         self.counts: Counter[str] = Counter()
+        self._testcloud = settings.cache / "testcloud"
         file = next((f for f in configuration_files(settings) if name in _clouds_of(f)), None)
         if file is None:
             looked = ", ".join(os.path.relpath(f) for f in configuration_files(settings))
             raise DescriptionError(f"there is no cloud {name!r}",
                                    hint="known: " + ", ".join(["local", *cloud_names(settings)])
                                    + f"; clouds.yaml was looked for here: {looked}")
-        secure = Path(file).with_name("secure.yaml")
+        self._file = Path(file)
+        secure = self._file.with_name("secure.yaml")
         try:
             region = OpenStackConfig(config_files=[file], secure_files=[os.fspath(secure)]).get_one(name)
         except (sdk_errors.ConfigException, auth_errors.ClientException) as error:
@@ -152,6 +155,11 @@ class Api:
         self.sdk.session.session = session = requests.Session()
         session.mount("http://", transport)
         session.mount("https://", transport)
+
+    def ready(self) -> None:
+        """Raises Unreachable where this is the test cloud of this machine, and it is not up."""
+        if self._file.parent == self._testcloud and not held(self._testcloud / "lock"):
+            raise Unreachable("the test cloud is not up", hint="./inv testcloud.up")
 
     def get(self, what: str, action: Callable[[], T]) -> T:
         """Do `action`, which changes nothing or may be done twice; `what` is for people. Raises CloudError."""
@@ -196,7 +204,9 @@ def _translate(error: Exception, what: str, cloud: str) -> CloudError:
     text = f"{cloud}: {what}: {said}"
     if isinstance(error, auth_errors.Unauthorized) or status == 401:
         return Refused(f"{text}", 401, fault=Fault.DESCRIPTION, hint=f"user and password of {cloud} in clouds.yaml")
-    if isinstance(error, auth_errors.ConnectFailure | requests.ConnectionError | requests.Timeout):
+    # keystoneauth's own error is the login's: "not found" says nothing of the thing that was asked for.
+    no_login = isinstance(error, auth_errors.HttpError) and (status == 404 or status >= 500)
+    if no_login or isinstance(error, auth_errors.ConnectFailure | requests.ConnectionError | requests.Timeout):
         return Unreachable(text, hint=f"try it: openstack --os-cloud {cloud} token issue")
     if isinstance(error, auth_errors.MissingAuthPlugin | auth_errors.MissingRequiredOptions):
         return Refused(text, 0, fault=Fault.DESCRIPTION, hint=f"see {cloud} in clouds.yaml")

@@ -76,6 +76,7 @@ class OpenStackCloud:
 
     def look(self, need: Need, deadline: Deadline) -> str:
         """Whether the cloud takes what is needed; makes nothing. Raises CloudError with the quota's figures."""
+        self.api.ready()
         flavor = self._flavor(need)
         options = self.api.options
         more = {"servers": need.count, "processors": flavor.cpus * need.count,

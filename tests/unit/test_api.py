@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import fcntl
 import socket
 import threading
 import time
@@ -176,6 +177,30 @@ def test_a_cloud_that_is_not_there_says_so_and_keeps_the_secret(settings: Settin
     assert "lab: login" in caught.value.message
     assert "s3cr3t" not in str(caught.value)
     assert caught.value.exit_code == 7
+
+
+def test_not_found_at_the_login_is_not_the_resource_s(server: str, settings: Settings) -> None:
+    Faulty.plan = [(404, {})] * 9
+    written(settings, CLOUD.replace("http://127.0.0.1:1", server))
+    found = Api("lab", settings)
+    with pytest.raises(Unreachable, match="lab: the servers: "):
+        found.get("the servers", lambda: list(found.sdk.compute.servers()))
+
+
+def test_the_test_cloud_has_to_be_up(settings: Settings) -> None:
+    place = settings.cache / "testcloud"
+    place.mkdir(parents=True)
+    (place / "clouds.yaml").write_text(CLOUD)
+    with pytest.raises(Unreachable, match="the test cloud is not up") as caught:
+        Api("lab", settings).ready()
+    assert caught.value.hint == "./inv testcloud.up"
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        Api("lab", settings).ready()
+
+
+def test_another_cloud_is_not_asked_whether_it_is_up(lab: Api) -> None:
+    lab.ready()
 
 
 @pytest.fixture
