@@ -93,8 +93,8 @@ def process_of_checks(server: Booted) -> int:
 
 @contextmanager
 def broken(server: Booted, control: Control) -> Iterator[None]:
-    server.root(control.broken)
     try:
+        server.root(control.broken)
         yield
     finally:
         server.root(control.mended)
