@@ -39,6 +39,7 @@ echo event_pkg_threshold=0 >/etc/opensips/opensips.cfg
 cat >/etc/systemd/system/opensips.service <<'END'
 [Service]
 RuntimeDirectory=opensips
+RuntimeDirectoryPreserve=restart
 User=nobody
 ExecStart=python3 {PROGRAM} 4.0.1 /run/opensips /etc/opensips/opensips.cfg {SIP}
 END
