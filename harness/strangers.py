@@ -18,7 +18,11 @@ from harness.voip.call import Call, CallFailed
 from harness.voip.endpoint import Endpoint, Stream
 from harness.voip.traffic import Health, Traffic
 
+LEARNING: Final = 3.0
+"""Seconds after a call's last signal in which RTPEngine learns (its documentation of `endpoint-learning`)."""
 _LOOK_EVERY: Final = 0.3
+_ON_THE_WAY: Final = 0.5
+"""Seconds of LEARNING that are left to a packet between its being due and the relay's having heard it."""
 
 
 class When(StrEnum):
@@ -136,14 +140,22 @@ def learned(answer: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Watched:
-    """`learned` is after how many seconds the relay had learned all endpoints, None where it never did."""
+    """`learned` is after how many seconds the relay had learned all endpoints, None where it never did; `begun` how
+    many seconds after the answer of its call the last of the callers began that were silent first."""
 
     intrusions: Mapping[Attempt, Intrusion]
     health: Sequence[Health]
     learned: float | None
+    begun: float
+
+    @property
+    def too_late(self) -> bool:
+        """Whether a relay was right to take a stranger for the caller: nobody else was there while it learned."""
+        missed = self.learned is None or any(one.shut_out for one in self.intrusions.values())
+        return missed and self.begun > LEARNING - _ON_THE_WAY
 
 
-def watch(attempts: Sequence[Attempt], has_learned: Callable[[], bool], *, silence: float = 1.0,
+def watch(attempts: Sequence[Attempt], has_learned: Callable[[], bool], *, silence: float = 0.5,
           learning: float = 15.0, afterwards: float = 2.0, linger: float = 0.3) -> Watched:
     """Let the media of all calls and their strangers flow; the calls are set up, and were just now.
 
@@ -168,6 +180,8 @@ def watch(attempts: Sequence[Attempt], has_learned: Callable[[], bool], *, silen
         return there
 
     until(lambda: False, clock + silence, Attempt.before_caller)
+    begun = max((time.monotonic() - attempt.call.answered for attempt in attempts
+                 if attempt.when is When.FIRST and attempt.call.answered is not None), default=0.0)
     limit = clock + learning
     until(lambda: all(attempt.is_heard for attempt in attempts), limit, Attempt.with_caller)
     if not all(attempt.is_heard for attempt in attempts if attempt.when is not When.FIRST):
@@ -176,4 +190,4 @@ def watch(attempts: Sequence[Attempt], has_learned: Callable[[], bool], *, silen
     seconds = time.monotonic() - clock
     until(lambda: False, time.monotonic() + afterwards, Attempt.after_learning, linger)
     return Watched({attempt: attempt.outcome(begins[attempt]) for attempt in attempts}, health,
-                   seconds if is_learned else None)
+                   seconds if is_learned else None, begun)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ class Call(Exchange):
         self._client = client
         self._options = {**OPTIONS, **(options or {})}
         self._on_relay = False
+        self.answered: float | None = None
+        """When the answer was sent to the relay, by time.monotonic(); None before that."""
 
     def __enter__(self) -> Call:
         try:
@@ -151,6 +154,7 @@ class Call(Exchange):
         self._on_relay = True  # before the offer: its answer may get lost
         to_callee = self._media("offer", callee, self._client.offer(
             self.id, self.from_tag, sdp.build([self.caller.media]), self._options_for(callee)))
+        self.answered = time.monotonic()
         to_caller = self._media("answer", caller, self._client.answer(
             self.id, self.from_tag, self.to_tag, sdp.build([self.callee.media]), self._options_for(caller)))
         self.connect(to_caller, to_callee)

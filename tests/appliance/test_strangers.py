@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from harness import acceptance, strangers
-from harness.errors import CloudError
+from harness.errors import CloudError, HostError
 from harness.plugin import expect
 from harness.strangers import Attempt, Intrusion, When
 from harness.voip.call import Call, placed
@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.level("acceptance"), pytest.mark.after("test_one_call"
 
 KERNEL, USER = "kernel", "user space"
 AFTERWARDS = 2.0
+TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -44,39 +45,48 @@ def third(server, endpoint_towards, media_address):
 def intruded(host, read, firewall, switchboard, endpoint, third, arrived, rtpengine):
     """For each path three calls at once; their strangers come before the first packet, during learning and after it."""
     caller, callee, (stranger, address) = endpoint(), endpoint(), third
-    paths = {path: [Attempt(Call(switchboard, caller, callee), stranger, address, when) for when in When]
-             for path in ((KERNEL, USER) if rtpengine.table >= 0 else (USER,))}
-    attempts = [attempt for path in paths.values() for attempt in path]
     file = f"/proc/rtpengine/{rtpengine.table}/list"
 
     def targets():
         return acceptance.targets(read(file).get(file, ""))
 
-    unsure = list(attempts)
+    def attempted():
+        paths = {path: [Attempt(Call(switchboard, caller, callee), stranger, address, when) for when in When]
+                 for path in ((KERNEL, USER) if rtpengine.table >= 0 else (USER,))}
+        # The relay has begun to learn when the last call is set up: those whose callers are silent at first come last.
+        attempts = sorted((one for path in paths.values() for one in path), key=lambda one: one.when is When.FIRST)
+        unsure = list(attempts)
 
-    def has_learned():
-        unsure[:] = [one for one in unsure if not strangers.learned(switchboard.query(one.call.id))]
-        return not unsure and {port for one in paths.get(KERNEL, ()) for port in one.ports} <= set(targets())
+        def has_learned():
+            unsure[:] = [one for one in unsure if not strangers.learned(switchboard.query(one.call.id))]
+            return not unsure and {port for one in paths.get(KERNEL, ()) for port in one.ports} <= set(targets())
 
-    before = arrived()
-    calls = [attempt.call for attempt in attempts]
-    with placed(calls):
-        origin = f"-p udp -s {stranger.address} --sport {stranger.port}"
-        # The first rule only counts.
-        with firewall(origin, *acceptance.past_module(port for one in paths[USER] for port in one.ports)):
-            watched = strangers.watch(attempts, has_learned, afterwards=AFTERWARDS, linger=acceptance.LINGER)
-            rules = host.check_output("iptables -w -v -S INPUT")
-        counted, results = targets(), [call.result() for call in calls]
-    acceptance.fit(results, watched.health, arrived() - before)
-    sent = sum(one.early.sent + one.late.sent for one in watched.intrusions.values())
-    came = acceptance.counted(rules, stranger.address, stranger.port)
-    if came < sent / 2:
-        raise CloudError(f"strangers can't be judged: of their {sent:,} packets {came:,} came to the server",
-                         hint=f"does something on the way stop packets from {stranger.address} to {address}?")
-    return Intruded(
-        stranger.address if stranger.address != caller.address else f"another port of {stranger.address}",
-        watched.learned, {path: [watched.intrusions[one] for one in paths[path]] for path in paths},
-        {path: sum(counted.get(port, 0) for one in paths[path] for port in one.ports) for path in paths})
+        before = arrived()
+        calls = [attempt.call for attempt in attempts]
+        with placed(calls):
+            origin = f"-p udp -s {stranger.address} --sport {stranger.port}"
+            # The first rule only counts.
+            with firewall(origin, *acceptance.past_module(port for one in paths[USER] for port in one.ports)):
+                watched = strangers.watch(attempts, has_learned, afterwards=AFTERWARDS, linger=acceptance.LINGER)
+                rules = host.check_output("iptables -w -v -S INPUT")
+            counted, results = targets(), [call.result() for call in calls]
+        acceptance.fit(results, watched.health, arrived() - before)
+        sent = sum(one.early.sent + one.late.sent for one in watched.intrusions.values())
+        came = acceptance.counted(rules, stranger.address, stranger.port)
+        if came < sent / 2:
+            raise CloudError(f"strangers can't be judged: of their {sent:,} packets {came:,} came to the server",
+                             hint=f"does something on the way stop packets from {stranger.address} to {address}?")
+        return watched, Intruded(
+            stranger.address if stranger.address != caller.address else f"another port of {stranger.address}",
+            watched.learned, {path: [watched.intrusions[one] for one in paths[path]] for path in paths},
+            {path: sum(counted.get(port, 0) for one in paths[path] for port in one.ports) for path in paths})
+
+    for _ in range(TRIES):
+        watched, found = attempted()
+        if not watched.too_late:
+            return found
+    raise HostError(f"strangers can't be judged: a caller began {watched.begun:.1f} s after its call's answer, and the "
+                    f"relay learns for {strangers.LEARNING:.0f} s", hint="this machine or the server is too busy")
 
 
 def test_no_media_stolen(intruded, rtpengine, seen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,17 @@ def test_a_relay_that_follows_the_last_packet_gives_calls_away() -> None:
 def test_it_is_told_whether_the_relay_ever_learned() -> None:
     assert watched(Faults()).learned is not None
     assert watched(Faults(), learning=1.0, is_learned=False).learned is None
+
+
+def test_a_caller_that_began_when_the_relay_had_learned_was_too_late() -> None:
+    seen = watched(Faults(), learning=1.0, is_learned=False)
+    assert 0.2 <= seen.begun < strangers.LEARNING - 0.5 and not seen.too_late
+    assert replace(seen, begun=2.6).too_late
+    assert not replace(seen, begun=2.6, learned=1.0).too_late
+    first, *_ = seen.intrusions
+    shut_out = {first: replace(seen.intrusions[first], shut_out=True)}
+    assert replace(seen, begun=2.6, learned=1.0, intrusions=shut_out).too_late
+    assert not replace(seen, begun=2.4, learned=1.0, intrusions=shut_out).too_late
 
 
 def test_a_call_without_media_says_so() -> None:
