@@ -174,14 +174,23 @@ class Entry:
 _HEAD = re.compile(
     r"^(?:(?P<family>ipv4|ipv6|unknown)\s+\d+\s+)?(?P<protocol>[a-z0-9-]+)\s+\d+\s+"
     r"(?:(?P<timeout>\d+)\s+)?(?:(?P<state>[A-Z][A-Z0-9_]+)\s+)?(?=\[|src=)")
+_IDENTITY = frozenset({"src", "dst", "sport", "dport", "type", "code", "id", "srckey", "dstkey", "zone", "zone-orig",
+                       "zone-reply"})
 
 
 def parse_entries(text: str) -> list[Entry]:
     """Entries of /proc/net/nf_conntrack or of `conntrack -L`, whose other lines are passed over.
 
+    The kernel finds its place in the file again by counting entries (ct_get_idx() in nf_conntrack_standalone.c): one
+    that comes to the table between two reads lets another be listed twice. Each is returned once, as it was last.
     Raises ValueError for a line that begins like an entry and isn't one.
     """
-    return [_entry(line) for line in text.splitlines() if "src=" in line]
+    found = {}
+    for line in text.splitlines():
+        if "src=" in line:
+            entry = _entry(line)
+            found[entry.protocol, *(word for word in line.split() if word.partition("=")[0] in _IDENTITY)] = entry
+    return list(found.values())
 
 
 def _entry(line: str) -> Entry:

@@ -80,7 +80,17 @@ def test_entries_of_calls(switchboard, endpoint, host, put_back, entries, arrive
     each = entries_per_call(goal)
     seen(f"{many(CALLS, 'call')}: {said}" + (f"; the table has room for {plan.max // each:,} such" if each else ""))
     expect(len(found) == assured == wanted,
-           f"{wanted} entries, {each} a call, all assured" if each else "no entry of the media", said)
+           f"{wanted} entries, {each} a call, all assured" if each else "no entry of the media", said,
+           lambda: crowded(found, rtp | rtcp))
+
+
+def crowded(found, sockets):
+    """The entries at each of the relay's ports that has not one."""
+    ways = [entry.original for entry in found]
+    at = {port: [f"{way.source}:{way.source_port} to {way.destination}:{way.destination_port}" for way in ways
+                 if port in (way.source_port, way.destination_port)] for _, port in sockets}
+    return "; ".join(f"port {port}: {', '.join(there) or 'none'}" for port, there in sorted(at.items())
+                     if len(there) != 1)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -136,6 +137,15 @@ def test_proc_entries() -> None:
     assert offloaded.timeout is None and "OFFLOAD" in offloaded.flags
     assert ping.original.source_port is None
     assert conntrack.by_protocol([media, unreplied, ssh, offloaded, ping]) == {"udp": 2, "tcp": 2, "icmp": 1}
+
+
+def test_an_entry_that_is_listed_twice_is_one() -> None:
+    media = PROC.splitlines()[0]
+    again = re.sub(r"(udp\s+\d+\s+)\d+", r"\g<1>7", media)
+    assert again != media
+    [entry] = conntrack.parse_entries(f"{media}\n{again}\n")
+    assert entry.timeout == 7
+    assert len(conntrack.parse_entries(f"{media}\n{media.replace('zone=0', 'zone=1')}\n")) == 2
 
 
 def test_entries_of_sockets() -> None:
