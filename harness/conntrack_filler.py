@@ -88,14 +88,17 @@ def fill(seconds: float, file: Path) -> None:
         own, evictable = listed(flows)
         for ports in own:
             talk(flows[ports])
-        free, young = max(0, room()), not all(own.values())
-        further = iter([flow for ports, flow in flows.items() if ports not in own][:free or TRIES])
+        free, young = max(0, room()), sum(not assured for assured in own.values())
+        waiting = [flow for ports, flow in flows.items() if ports not in own]
+        # From another one on each time: a flow that has found nothing to evict looks into the same buckets again.
+        first = rounds * TRIES % max(1, len(waiting))
+        further = iter([*waiting[first:], *waiting[:first]][:free or TRIES])
         if free or (evictable and not young):
             begun = 0
             while begun < (free or evictable) and (flow := next(further, None)):
                 begun += talk(flow)
         rounds += 1
-        state = {"rounds": rounds, "flows": len(own), "full": not (free or young or evictable)}
+        state = {"rounds": rounds, "flows": len(own), "free": free, "young": young, "others": evictable}
         whole = file.with_suffix(".new")
         whole.write_text(json.dumps(state))
         whole.rename(file)

@@ -44,11 +44,23 @@ class Losses:
 @dataclass(frozen=True)
 class Filled:
     """How far the filler is: how often it has looked at the table (`rounds`), the `flows` of its own that it keeps
-    there, and whether the table is `full`: no room, and every entry assured."""
+    there, how many of these are not assured yet (`young`), for how many there is room (`free`), and how many entries
+    of `others` are not assured."""
 
     rounds: int = 0
     flows: int = 0
-    full: bool = False
+    free: int = 0
+    young: int = 0
+    others: int = 0
+
+    @property
+    def full(self) -> bool:
+        """No room, and every entry assured."""
+        return self.rounds > 0 and not (self.free or self.young or self.others)
+
+    def __str__(self) -> str:
+        return (f"{self.flows} flows, {self.young} of them not assured, {self.others} other entries that are not, and "
+                f"room for {self.free}, at the filler's look number {self.rounds}")
 
     @classmethod
     def from_json(cls, text: str) -> Filled:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import sys
 
+import pytest
+
 from harness.conntrack_full import FILLER, Filled, Losses
 
 STATISTICS = "entries drop early_drop\n00000100 00000010 00000001\n00000100 00000001 00000000\n"
@@ -20,8 +22,14 @@ def test_losses() -> None:
 
 
 def test_state_of_the_filler() -> None:
-    assert Filled.from_json("") == Filled(0, 0, False)
-    assert Filled.from_json('{"rounds": 3, "flows": 240, "full": true}') == Filled(3, 240, True)
+    assert Filled.from_json("") == Filled() and not Filled().full
+    filled = Filled.from_json('{"rounds": 3, "flows": 240, "free": 0, "young": 0, "others": 0}')
+    assert filled == Filled(3, 240) and filled.full
+
+
+@pytest.mark.parametrize("lacking", [{"free": 1}, {"young": 1}, {"others": 1}])
+def test_a_table_with_room_or_with_an_entry_that_may_go_is_not_full(lacking: dict[str, int]) -> None:
+    assert not Filled(3, 240, **lacking).full
 
 
 def test_the_filler_needs_nothing_but_python() -> None:
