@@ -65,17 +65,17 @@ def room() -> int:
     return int((SETTINGS / "nf_conntrack_max").read_text()) - int((SETTINGS / "nf_conntrack_count").read_text())
 
 
-def listed(flows: dict[Ports, Flow]) -> tuple[dict[Ports, bool], int]:
-    """Which of `flows` are in the table, and whether they are assured; how many others are there that are not."""
+def listed(flows: dict[Ports, Flow]) -> tuple[dict[Ports, bool], list[str]]:
+    """Which of `flows` are in the table, and whether they are assured; the others that are not, as they are listed."""
     own: dict[Ports, bool] = {}
-    evictable = 0
+    evictable = []
     for line in ENTRIES.read_text().splitlines():
         match, assured = _OWN.search(line), "[ASSURED]" in line
         ports = (int(match[1]), int(match[2])) if match else (0, 0)
         if ports in flows:
             own[ports] = assured
         elif not assured:
-            evictable += 1
+            evictable.append(" ".join(line.split()))
     return own, evictable
 
 
@@ -95,10 +95,11 @@ def fill(seconds: float, file: Path) -> None:
         further = iter([*waiting[first:], *waiting[:first]][:free or TRIES])
         if free or (evictable and not young):
             begun = 0
-            while begun < (free or evictable) and (flow := next(further, None)):
+            while begun < (free or len(evictable)) and (flow := next(further, None)):
                 begun += talk(flow)
         rounds += 1
-        state = {"rounds": rounds, "flows": len(own), "free": free, "young": young, "others": evictable}
+        state = {"rounds": rounds, "flows": len(own), "free": free, "young": young, "others": len(evictable),
+                 "other": evictable[0] if evictable else ""}
         whole = file.with_suffix(".new")
         whole.write_text(json.dumps(state))
         whole.rename(file)

@@ -44,14 +44,15 @@ class Losses:
 @dataclass(frozen=True)
 class Filled:
     """How far the filler is: how often it has looked at the table (`rounds`), the `flows` of its own that it keeps
-    there, how many of these are not assured yet (`young`), for how many there is room (`free`), and how many entries
-    of `others` are not assured."""
+    there, how many of these are not assured yet (`young`), for how many there is room (`free`), how many entries of
+    `others` are not assured, and one of those as the kernel lists it (`other`)."""
 
     rounds: int = 0
     flows: int = 0
     free: int = 0
     young: int = 0
     others: int = 0
+    other: str = ""
 
     @property
     def full(self) -> bool:
@@ -60,7 +61,8 @@ class Filled:
 
     def __str__(self) -> str:
         return (f"{self.flows} flows, {self.young} of them not assured, {self.others} other entries that are not, and "
-                f"room for {self.free}, at the filler's look number {self.rounds}")
+                f"room for {self.free}, at the filler's look number {self.rounds}"
+                + (f"; one of the others: {self.other}" if self.other else ""))
 
     @classmethod
     def from_json(cls, text: str) -> Filled:
