@@ -84,19 +84,23 @@ def prepare(names: Sequence[str], elements: Sequence[Path], variables: Mapping[s
     Raises BuildError, HostError.
     """
     hooks = sorted((f for d in elements for f in d.glob("pre-install.d/*")), key=lambda f: f.name)
-    options = list(_hooks(hooks, {name: variables[name] for name in ("ARCH", "DIB_RELEASE")}))
-    parts = ["tar", state.architecture, *state.closure(names), *options, *(_text(f) for f in hooks)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-    place = settings.cache / "base" / f"{state.release}-{key}"
+    told = {name: variables[name] for name in ("ARCH", "DIB_RELEASE")}
+    place = settings.cache / "base" / f"{state.release}-{key([state.architecture, *state.closure(names)], hooks, told)}"
     archive = f"debootstrap-debian-{state.release}-{state.architecture}.tar.gz"
     if (place / archive).exists():
         return used(place)
     with making(place, current, replace=True) as part:
         tar = part / "root.tar"
-        builder.debootstrap(tar, names, state, deadline, log, *options)
+        builder.debootstrap(tar, names, state, deadline, log, *_hooks(hooks, told))
         # not compressed in spite of its name: see shims/gzip
         tar.rename(part / archive)
     return place
+
+
+def key(contents: Sequence[str], hooks: Sequence[Path], variables: Mapping[str, str]) -> str:
+    """Stands for a base root in the cache: of these packages, made with these scripts, wherever their directory is."""
+    told = _hooks([Path(hook.name) for hook in hooks], variables)
+    return hashlib.sha256("\n".join(["tar", *contents, *told, *map(_text, hooks)]).encode()).hexdigest()[:12]
 
 
 def _hooks(scripts: Sequence[Path], variables: Mapping[str, str]) -> Iterator[str]:

@@ -176,6 +176,20 @@ def test_package_maps(table: dict[str, object], names: list[str]) -> None:
     assert base.mapped("x", table, "bookworm") == names
 
 
+def test_the_key_of_a_base_root_is_the_same_in_every_checkout(tmp_path: Path) -> None:
+    here, there = (tmp_path / name / "01-hook" for name in ("here", "there"))
+    for hook in (here, there):
+        hook.parent.mkdir()
+        hook.write_text("true\n")
+    found = base.key(["amd64", "apt 2.6"], [here], {"ARCH": "amd64"})
+    assert base.key(["amd64", "apt 2.6"], [there], {"ARCH": "amd64"}) == found
+    there.write_text("false\n")
+    others = [base.key(["amd64", "apt 2.6"], [there], {"ARCH": "amd64"}),
+              base.key(["amd64", "apt 2.7"], [here], {"ARCH": "amd64"}),
+              base.key(["amd64", "apt 2.6"], [here], {"ARCH": "arm64"}), base.key(["amd64", "apt 2.6"], [], {})]
+    assert len({found, *others}) == 5
+
+
 def test_the_conntrack_plan_reaches_the_element(relay: Appliance) -> None:
     variables = dib.settings_of(relay, KERNEL)
     assert variables["DIB_CONNTRACK_MAX"] == variables["DIB_CONNTRACK_BUCKETS"] == "40448"
