@@ -339,7 +339,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
     if report.skipped:
         entry["outcome"] = "skipped"
         entry["reason"] = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
-    elif report.failed and call.excinfo is not None and entry["outcome"] != "error":
+    # The first to fail says why: the relay that a check found dead can't delete its calls afterwards either.
+    elif report.failed and call.excinfo is not None and entry["outcome"] not in {"failed", "error"}:
         error = call.excinfo.value
         if _infrastructure(error):
             # JUnit and pytest's own summary call it an error, not a failure, when it is not from the call.

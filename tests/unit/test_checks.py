@@ -155,6 +155,24 @@ def test_what_a_fixture_finds_at_fault_is_a_failure(run: Run) -> None:
     assert 'errors="0" failures="2"' in (run.directory / "junit-first-boot.xml").read_text()
 
 
+def test_what_fails_first_says_why(run: Run) -> None:
+    results = check(run, '''
+        from harness.errors import HostError
+
+        @pytest.fixture
+        def call():
+            yield
+            raise HostError("the call is not deleted")
+
+        def test_first(call):
+            expect(False, "a relay", "none")
+
+        def test_at_its_end(call):
+            pass
+        ''')
+    assert [(r.outcome, r.seen) for r in results] == [("failed", "none"), ("error", "the call is not deleted")]
+
+
 def test_what_was_measured_is_told_of_a_check_that_passes(run: Run) -> None:
     results = check(run, '''
         def test_good(seen):
