@@ -87,7 +87,8 @@ class Exchange:
         return self._result(final=True)
 
     def interval(self) -> CallResult:
-        """Both directions up to now; what comes next counts anew. While media flows: lost are gaps only."""
+        """Both directions up to now; what comes next counts anew. While media flows: lost are gaps between two packets
+        of the interval, so that a gap from one interval to the next is in neither."""
         result = self._result(final=False)
         for stream, peer in (self.streams, self.streams[::-1]):
             peer.endpoint.forget(stream.sender)
