@@ -20,4 +20,6 @@ with contextlib.suppress(KeyboardInterrupt), listening(place, Here("tcp", "127.0
             with urllib.request.urlopen(request, timeout=5):
                 pass
         except (urllib.error.URLError, TimeoutError) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             print(f"{event} was not posted: {error}", file=sys.stderr, flush=True)
