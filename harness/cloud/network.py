@@ -213,7 +213,8 @@ def ruleset(network: Network, ports: Sequence[Port], *, egress: bool) -> str:
     """The router's nftables rules.
 
     As with a security group, a server is reached at the ports that it asked for, at 22/tcp and by ping, from outside
-    and from the namespace alike. Servers reach each other; without `egress` nothing else, the router's DHCP apart.
+    and from the namespace alike. Servers reach each other; without `egress` nothing else but the router's DHCP and
+    the endpoints of media in its namespace, which hear from a relay before they have sent to it.
     """
     let_in = []
     for port in ports:
@@ -238,6 +239,7 @@ table inet dialtone {{
     iifname "lo" accept
     ct state established,related accept
     iifname "{network.bridge}" udp dport 67 accept
+    iifname "{network.bridge}" udp dport 1024-65535 accept
     iifname "{network.bridge}" icmp type echo-request accept
     iifname "{network.bridge}" icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert }} accept
   }}

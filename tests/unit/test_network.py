@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -111,6 +112,12 @@ def test_rules_let_in_what_the_server_asks_for_and_ssh() -> None:
         assert f"ip daddr {port.internal_ip} {rule} accept" in text
         assert f"ip6 daddr {port.internal_ipv6} {rule} accept" in text
     assert f"ip daddr 198.18.4.4 dnat ip to {port.internal_ip}" in text
+
+
+def test_servers_may_speak_first_to_endpoints_in_the_namespace_only() -> None:
+    text = ruleset(NETWORK, [], egress=False)
+    [chain] = re.findall(r"chain input \{(.*?)\}\n", text, re.DOTALL)
+    assert f'iifname "{NETWORK.bridge}" udp dport 1024-65535 accept' in chain and text.count("1024-65535") == 1
 
 
 def test_nothing_goes_out_unless_asked() -> None:
