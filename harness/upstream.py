@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from harness.access import reach
+from harness.access import namespace, reach
 from harness.appliance import Appliance
 from harness.cloud import Server
 from harness.deadline import Deadline
@@ -29,6 +32,7 @@ from harness.progress import Progress
 from harness.run import Run, write_whole
 from harness.settings import Settings
 from harness.units import many
+from harness.voip.ng import NgClient, NgUnknownCall
 
 SCRIPTS: Final = ("basic-ipv4", "plain-sdes", "sdes-plain", "sdes-sdes", "basic-ipv6", "basic-ipv4-6", "basic-ipv6-4")
 """Those that need nothing but a relay, and end by themselves; where the name has no 6, IPv4 will do. The others want
@@ -40,6 +44,8 @@ PACKAGES: Final = ("dpkg-dev", "libbencode-perl", "libcrypt-openssl-rsa-perl", "
 _TREES: Final = ("git", "tarball", "debian-source")
 _SECONDS: Final = 60.0
 """A script takes 10 s by itself."""
+_CALLS: Final = 1000
+"""More than a relay has while it is judged."""
 _NOBODY: Final = 65534
 _LEAST: Final = 0.95
 """Part of the packets that came: at its end a script leaves some on their way."""
@@ -124,17 +130,27 @@ def judge(settings: Settings, run: Run, server: Server, appliance: Appliance, pr
     stand = Stand(root, tree, routes[0].namespace, [reach.own_address(route) for route in routes],
                   (server.internal_ip, appliance.rtpengine.ng_port))
     seen: list[Verdict] = []
-    for script in stand.scripts:
-        with progress.stage(script):
-            seen.append(stand.run(script, run.directory / f"upstream-{script}.log"))
-            progress.detail(f"{'good' if seen[-1].good else 'NOT good'}: {seen[-1].said}")
-        write_whole(run.directory / "upstream.json", json.dumps([asdict(one) for one in seen], indent=1))
+    with NgClient(*stand.relay, partial(namespace.open_socket, stand.namespace, socket.SOCK_DGRAM)) as relay:
+        for script in stand.scripts:
+            before = relay.calls(_CALLS)
+            with progress.stage(script):
+                seen.append(stand.run(script, run.directory / f"upstream-{script}.log"))
+                progress.detail(f"{'good' if seen[-1].good else 'NOT good'}: {seen[-1].said}")
+            write_whole(run.directory / "upstream.json", json.dumps([asdict(one) for one in seen], indent=1))
+            hang_up(relay, before)
     if not seen:
         raise DescriptionError(f"the source tree of {appliance.name} has none of upstream's scripts")
     bad = [one.script for one in seen if not one.good]
     if bad:
         raise CheckFailed(f"{len(bad)} of {many(len(seen), 'script')} of upstream's did not like the relay: "
                           f"{', '.join(bad)}", hint=f"what they printed: {os.fspath(run.directory)}/upstream-*.log")
+
+
+def hang_up(relay: NgClient, before: Sequence[str]) -> None:
+    """Delete the calls that `relay` has and had not `before`: a script that ends in an error leaves its own."""
+    for call in set(relay.calls(_CALLS)) - set(before):
+        with suppress(NgUnknownCall):
+            relay.delete(call, next(iter(relay.query(call)["tags"]), ""))
 
 
 def _prepared(settings: Settings, run: Run, appliance: Appliance, say: Callable[[str], None]) -> tuple[Path, Path]:

@@ -5,7 +5,10 @@ import pytest
 
 from harness import appliance as appliances_file
 from harness.errors import DescriptionError
-from harness.upstream import SCRIPTS, Stand, judge, verdict
+from harness.upstream import SCRIPTS, Stand, hang_up, judge, verdict
+from harness.voip import sdp
+from harness.voip.ng import NgClient
+from tests.relay_double import relay_double
 
 
 def printed(*ends):
@@ -62,3 +65,14 @@ def test_an_appliance_without_such_a_source_is_refused(project, tmp_path):
                     replace(described, rtpengine=None)):
         with pytest.raises(DescriptionError, match=r"no source of rtpengine has|has no relay"):
             judge(None, run, None, without, SimpleNamespace(detail=print))
+
+
+def test_calls_that_a_script_leaves_are_deleted_and_no_others():
+    media = sdp.build([sdp.Media("127.0.0.1", 4000, ("127.0.0.1", 4001))])
+    with relay_double() as double, NgClient("127.0.0.1", double.port) as client:
+        for call in ("before", "left", "gone"):
+            client.offer(call, f"tag of {call}", media)
+        hang_up(client, ["before"])
+        assert client.calls() == ["before"]
+        hang_up(client, ["before"])
+        assert client.calls() == ["before"] and double.commands["delete"] == 2
