@@ -57,15 +57,24 @@ def appliances(c: Context) -> None:
 
 @task(help={"appliance": "name in appliances.yaml", "cloud": "local, or a name in clouds.yaml",
             "keep": "keep servers: never, failed, always", "level": _LEVEL,
-            "force": "build although nothing changed", "json": "print one JSON object a line"})
-def nightly(c: Context, appliance: str = DEFAULT, cloud: str | None = None, keep: str | None = None,
-            level: str = "basic", force: bool = False, json: bool = False) -> None:
+            "force": "build although nothing changed", "json": "print one JSON object a line",
+            "all": "of all appliances, or of several that --appliance names (a,b), on one or more clouds (a,b)"})
+def nightly(c: Context, appliance: str | None = None, cloud: str | None = None, keep: str | None = None,
+            level: str = "basic", force: bool = False, json: bool = False, all: bool = False) -> None:
     """Build, inspect, boot, check, reboot, check, report, remove."""
+    from harness import every
     from harness import nightly as night
     from harness.cloud.choose import choose
 
+    checked = Level.named(level)
+    if all:
+        settings = _settings(keep=keep)
+        names, clouds = (tuple(text.split(",")) if text else () for text in (appliance, cloud))
+        _leave(every.conduct(settings, every.Wanted(names, clouds or (settings.cloud,), checked, settings.keep, force),
+                             Progress(as_json=json)))
+        return
     settings = _settings(cloud=cloud, keep=keep)
-    chosen, checked = _appliance(settings, appliance), Level.named(level)
+    chosen = _appliance(settings, appliance or DEFAULT)
     _leave(night.conduct(settings, chosen, choose(settings), Progress(as_json=json),
                          lambda work: night.nightly(work, force=force, level=checked), keep=settings.keep))
 

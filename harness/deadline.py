@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, field
 
@@ -28,3 +29,14 @@ class Deadline:
     def within(self, seconds: float) -> Deadline:
         """A deadline `seconds` from now, but never later than this one."""
         return Deadline(min(seconds, self.remaining))
+
+
+@dataclass(frozen=True)
+class Cancellable(Deadline):
+    """A deadline that is over as soon as `cancelled` is set: commands that run under it are ended then."""
+
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def remaining(self) -> float:
+        return 0.0 if self.cancelled.is_set() else super().remaining

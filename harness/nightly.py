@@ -63,8 +63,8 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
     mistake: Exception | None = None
     with stoppable():
         try:
-            progress.line(f"{appliance.name} {appliance.version} "
-                          f"on debian {appliance.release}, cloud {cloud.describe()}, run {run.id}")
+            progress.run(f"{appliance.name} {appliance.version} "
+                         f"on debian {appliance.release}, cloud {cloud.describe()}, run {run.id}", run.id)
             stages(work)
         except KeyboardInterrupt:
             first = Interrupted("interrupted")

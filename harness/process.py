@@ -56,11 +56,11 @@ class Completed:
     stdout: str
 
 
-def _die_with(parent: int) -> None:
-    """Runs in the child: SIGKILL when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with(parent: int, last: signal.Signals = signal.SIGKILL) -> None:
+    """Runs in the child: the signal `last` when the parent dies (prctl(2), PR_SET_PDEATHSIG)."""
+    _libc.prctl(_PR_SET_PDEATHSIG, last)
     if os.getppid() != parent:  # it died before the kernel was asked, and no signal will come
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), last)
 
 
 def run(
@@ -139,6 +139,30 @@ def run_logged(
     return Completed(args, process.returncode, "\n".join(tail))
 
 
+def follow(argv: Sequence[str | os.PathLike[str]], log: Path, *, deadline: Deadline,
+           on_line: Callable[[str], None]) -> int:
+    """Run a command that removes what it made when it is asked to stop, and return its exit code.
+
+    At the deadline, on any exception and when this process dies it is asked to (SIGTERM), never killed: its end is
+    waited for. Every line that it prints goes to `log` (appended) and to `on_line` as it comes. Raises CommandMissing.
+    """
+    with log.open("a", encoding="utf-8") as out:
+        process = _spawn(tuple(os.fspath(a) for a in argv), env=None, cwd=None, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, last=signal.SIGTERM)
+        try:
+            assert process.stdout is not None
+            for line in _lines(process.stdout.fileno(), process, deadline):
+                out.write(line + "\n")
+                out.flush()
+                on_line(line)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            rest, _ = process.communicate()
+            out.write(rest.decode(errors="replace"))
+    return process.returncode
+
+
 @contextlib.contextmanager
 def running(argv: Sequence[str | os.PathLike[str]], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command that runs beside the block and is ended with it, as a whole group; what it prints is added to `log`.
@@ -176,13 +200,13 @@ def _lines(fd: int, process: subprocess.Popen[bytes], deadline: Deadline) -> Ite
 
 
 def _spawn(args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | None, stdin: int,
-           stdout: int) -> subprocess.Popen[bytes]:
+           stdout: int, last: signal.Signals = signal.SIGKILL) -> subprocess.Popen[bytes]:
     path = (env or os.environ).get("PATH", os.defpath)
     if shutil.which(args[0], path=path) is None:
         raise CommandMissing(args[0])
     return subprocess.Popen(args, env=None if env is None else dict(env), cwd=cwd, stdin=stdin, stdout=stdout,
                             stderr=subprocess.STDOUT, start_new_session=True,
-                            preexec_fn=partial(_die_with, os.getpid()))
+                            preexec_fn=partial(_die_with, os.getpid(), last))
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

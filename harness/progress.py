@@ -35,6 +35,13 @@ class Progress:
             self._clear()
             print(text, file=self.out, flush=True)
 
+    def run(self, text: str, run: str) -> None:
+        """The line that a run begins with; `run` is its id."""
+        if self.as_json:
+            self._json(event="run", run=run, text=text)
+        else:
+            self.line(text)
+
     def error(self, text: str) -> None:
         self.line(self._paint("31;1", text))
 

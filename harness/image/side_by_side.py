@@ -4,24 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
-from harness.deadline import Deadline
+from harness.deadline import Cancellable, Deadline
 
 _First = TypeVar("_First")
 _Second = TypeVar("_Second")
-
-
-@dataclass(frozen=True)
-class _Cancellable(Deadline):
-    """A deadline that is over as soon as `cancelled` is set: commands that run under it are ended then."""
-
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def remaining(self) -> float:
-        return 0.0 if self.cancelled.is_set() else super().remaining
 
 
 def side_by_side(first: Callable[[Deadline], _First], second: Callable[[Deadline], _Second],
@@ -31,7 +19,7 @@ def side_by_side(first: Callable[[Deadline], _First], second: Callable[[Deadline
     When one fails, or the user interrupts, the other's commands are ended, and the first error is raised when both
     are over: nothing runs on behind an error.
     """
-    limit = _Cancellable(deadline.remaining)
+    limit = Cancellable(deadline.remaining)
     results: list[_Second] = []
     errors: list[BaseException] = []
 

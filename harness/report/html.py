@@ -55,7 +55,7 @@ def render(report: Report, verdict: Verdict) -> str:
 
 
 def _page(report: Report, verdict: Verdict, room: Room) -> str:
-    sign, _ = _SIGNS[verdict.outcome]
+    character, _ = _SIGNS[verdict.outcome]
     began = datetime.fromtimestamp(report.run.started, UTC)
     body = tag(
         "body", _hero(report, verdict, began),
@@ -75,7 +75,7 @@ def _page(report: Report, verdict: Verdict, room: Room) -> str:
             details.removed(report)),
         tag("footer", f"Dialtone {__version__} · run {report.run.id} · this page needs no network and no script"),
         class_=str(verdict.outcome))
-    return document(f"{sign} {report.appliance} {verdict.outcome}, {began:%Y-%m-%d}", _icon(verdict.outcome), body)
+    return document(f"{character} {report.appliance} {verdict.outcome}, {began:%Y-%m-%d}", icon(verdict.outcome), body)
 
 
 def document(title: str, icon: str | None, body: Markup) -> str:
@@ -102,13 +102,14 @@ def _hero(report: Report, verdict: Verdict, began: datetime) -> Markup:
     return tag(
         "header",
         tag("p", "Dialtone", tag("span", "run ", report.run.id), class_="brand"),
-        tag("div", _sign(verdict.outcome),
+        tag("div", sign(verdict.outcome),
             tag("div", tag("h1", verdict.sentence),
                 tag("p", closing(verdict, report.seconds), class_="closing")), class_="verdict"),
         tag("dl", [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts], class_="strip"))
 
 
-def _sign(outcome: Outcome) -> Markup:
+def sign(outcome: Outcome) -> Markup:
+    """The verdict as a picture."""
     _, path = _SIGNS[outcome]
     ground = (tag("path", d="M25 3 L48 45 H2 Z", class_="ground") if outcome is Outcome.BLOCKED
               else tag("circle", cx=25, cy=25, r=24, class_="ground"))
@@ -116,7 +117,8 @@ def _sign(outcome: Outcome) -> Markup:
                viewBox="0 0 50 50", role="img")
 
 
-def _icon(outcome: Outcome) -> str:
+def icon(outcome: Outcome) -> str:
+    """The same for a browser's tab, as a URL."""
     _, path = _SIGNS[outcome]
     colour = {"passed": "0b6e6e", "failed": "b3400a"}.get(outcome, "6b5a2a")
     return ("data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 50 50'>"

@@ -35,11 +35,13 @@ def test_json_is_one_object_a_line():
     out = io.StringIO()
     progress = Progress(out, as_json=True)
     progress.line("hello")
+    progress.run("relay, run 7", "7")
     with pytest.raises(ValueError, match="broken"), progress.stage("build"):
         progress.detail("now")
         raise ValueError("broken")
-    note, start, end = (json.loads(line) for line in out.getvalue().splitlines())
+    note, begun, start, end = (json.loads(line) for line in out.getvalue().splitlines())
     assert (note["event"], note["text"]) == ("note", "hello")
+    assert (begun["event"], begun["run"], begun["text"]) == ("run", "7", "relay, run 7")
     assert (start["event"], start["stage"]) == ("start", "build")
     assert (end["event"], end["failed"], end["detail"]) == ("end", True, "now") and end["seconds"] >= 0
 
