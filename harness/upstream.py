@@ -162,8 +162,9 @@ def _prepared(settings: Settings, run: Run, appliance: Appliance, say: Callable[
                                hint=f"a source of kind {', '.join(_TREES)} has them (appliances.yaml)")
 
     def state(source_packages: bool) -> AptState:
-        return state_for(settings.cache, apt_mirrors(settings, appliance.release), appliance.release,
-                         appliance.architecture, source_packages=source_packages)
+        mirrors = apt_mirrors(settings, appliance.release, accept_expired=appliance.accept_expired_release)
+        return state_for(settings.cache, mirrors, appliance.release, appliance.architecture,
+                         source_packages=source_packages)
 
     deadline, log = Deadline(900), run.directory / "upstream.log"
     known = sources.kinds(lambda: state(False), lambda: state(True))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 VERSION = "10.5.3.5"
@@ -150,9 +152,14 @@ def stanza(deb: Path) -> str:
     return f"{control}Filename: pool/{deb.name}\nSize: {deb.stat().st_size}\nSHA256: {sha256(deb)}\n"
 
 
-def publish(directory: Path, home: Path, suite: str, source: str, binary: str) -> None:
-    """A suite with one component, main, of these indices, signed by the key in `home`."""
+def publish(directory: Path, home: Path, suite: str, source: str, binary: str, *, date: datetime | None = None,
+            valid_until: datetime | None = None, detached: bool = False) -> None:
+    """A suite with one component, main, of these indices, made at `date` (now), signed by the key in `home`.
+
+    What was published before is replaced. `detached`: the signature is Release.gpg, there is no InRelease.
+    """
     release = directory / "dists" / suite
+    shutil.rmtree(release, ignore_errors=True)
     indices = {"main/source/Sources": source, "main/binary-amd64/Packages": binary}
     lines = ""
     for name, text in indices.items():
@@ -162,12 +169,14 @@ def publish(directory: Path, home: Path, suite: str, source: str, binary: str) -
         lines += f" {sha256(file)} {file.stat().st_size} {name}\n"
     (release / "Release").write_text(
         f"Suite: {suite}\nCodename: {suite}\nArchitectures: amd64\nComponents: main\n"
-        f"Date: {_now()}\nSHA256:\n{lines}")
-    gpg(home, "--clearsign", "--output", os.fspath(release / "InRelease"), os.fspath(release / "Release"))
+        f"Date: {_written(date or datetime.now(UTC))}\n"
+        + (f"Valid-Until: {_written(valid_until)}\n" if valid_until else "") + f"SHA256:\n{lines}")
+    words, name = (["--armor", "--detach-sign"], "Release.gpg") if detached else (["--clearsign"], "InRelease")
+    gpg(home, *words, "--output", os.fspath(release / name), os.fspath(release / "Release"))
 
 
-def _now() -> str:
-    return subprocess.run(["date", "-Ru"], check=True, capture_output=True, text=True).stdout.strip()
+def _written(date: datetime) -> str:
+    return date.strftime("%a, %d %b %Y %H:%M:%S UTC")
 
 
 def gpg(home: Path, *arguments: str) -> bytes:

@@ -15,15 +15,18 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.image.mirrors import AptMirrors
+from harness.image.release import Release, read
 from harness.process import CommandFailed, Completed, run
 from harness.run import write_whole
 
@@ -32,6 +35,10 @@ DAY = 24 * 3600.0
 
 class MirrorError(HostError):
     """The mirror can't be reached, or what it serves is not trusted by apt."""
+
+
+class ExpiredMirror(MirrorError):
+    """A Release file of the mirror is used after the date that it gives as its last."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +79,17 @@ class AptState:
         return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
 
     def refresh(self, deadline: Deadline, *, older_than: float = DAY) -> None:
-        """Fetch the package lists where they are missing or `older_than` seconds.
+        """Fetch the package lists where they are missing, `older_than` seconds, or expired by now.
 
-        Raises MirrorError where the mirror is out of reach or apt does not trust it.
+        Raises MirrorError where the mirror is out of reach or apt does not trust it; ExpiredMirror where its Release
+        file has expired and that is not accepted.
         """
         with self._locked():
             stamp = self.directory / "refreshed"
             sources = self.directory / "sources.list"
             same = sources.exists() and sources.read_text() == self.sources
-            if same and stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < older_than:
+            if (same and stamp.exists() and 0 <= time.time() - stamp.stat().st_mtime < older_than
+                    and (self.mirrors.accept_expired or not any(r.expired(datetime.now(UTC)) for r in self.releases))):
                 return
             for part in ("state/lists/partial", "cache/archives/partial", "closures"):
                 (self.directory / part).mkdir(parents=True, exist_ok=True)
@@ -88,13 +97,16 @@ class AptState:
             stamp.unlink(missing_ok=True)
             write_whole(sources, self.sources)
             try:
-                run(["apt-get", *self.options, "-q", "-o", "APT::Update::Error-Mode=any", "update"], deadline=deadline)
+                run(["apt-get", *self.options, "-q", "-o", "APT::Update::Error-Mode=any", "update"], deadline=deadline,
+                    env=os.environ | {"LC_ALL": "C"})
             except CommandFailed as error:
-                raise MirrorError("the package lists can't be fetched: " + reason(error.output),
-                                  excerpt="\n".join(complaints(error.output)),
-                                  hint="mirrors come from this machine's apt configuration; dialtone.toml can name "
-                                       "others: mirror, security_mirror") from error
+                raise refusal(error.output) from error
             write_whole(stamp, self._lists_hash())
+
+    @property
+    def releases(self) -> list[Release]:
+        """The dates of the suites whose lists were fetched last; none before the first refresh()."""
+        return read(self.directory / "state/lists")
 
     def state(self) -> str:
         """A hash over the package lists as they are now; empty before the first refresh()."""
@@ -158,6 +170,24 @@ def state_for(cache: Path, mirrors: AptMirrors, release: str, architecture: str,
     found = AptState(cache, mirrors, release, architecture, source_packages)
     name = hashlib.sha256(found.sources.encode()).hexdigest()[:12]
     return AptState(cache / "apt" / f"{release}-{architecture}-{name}", mirrors, release, architecture, source_packages)
+
+
+_OTHERS = ("mirrors come from this machine's apt configuration; dialtone.toml can name others: mirror, "
+           "security_mirror")
+
+
+def refusal(output: str) -> MirrorError:
+    """What it means that `apt-get update` failed, printing `output`."""
+    early = re.search(r"Release file for (\S+) is not valid yet \(invalid for another ([^)]+)\)", output)
+    if early:
+        return MirrorError(f"the mirror is ahead of this machine's clock: {early[1]} is valid in {early[2]}",
+                           hint="set the clock (timedatectl), or name another mirror in dialtone.toml")
+    late = re.findall(r"Release file for (\S+) is expired \(invalid since ([^)]+)\)", output)
+    if late:
+        return ExpiredMirror("the mirror is too old: " + ", ".join(f"{file} expired {age} ago" for file, age in late),
+                             hint=_OTHERS)
+    return MirrorError("the package lists can't be fetched: " + reason(output), excerpt="\n".join(complaints(output)),
+                       hint=_OTHERS)
 
 
 def names(field: str) -> list[str]:

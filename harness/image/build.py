@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, InspectError
 from harness.image import base, builder, dib, loops, manifest, repository, sources
-from harness.image.apt import DAY, AptState, state_for
+from harness.image.apt import DAY, AptState, ExpiredMirror, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
 from harness.image.compile import Artifact, compile_artifact, packages_of
 from harness.image.mirrors import apt_mirrors
+from harness.image.release import accepted
 from harness.image.side_by_side import side_by_side
 from harness.image.sources import SourceChoice, fetch_first, security_note
 from harness.process import CommandFailed, run_logged
@@ -66,13 +68,20 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     Raises DescriptionError, HostError (mirror, disk), BuildError.
     """
     state = _state(appliance, settings)
-    state.refresh(deadline, older_than=0 if force else DAY)
+    try:
+        state.refresh(deadline, older_than=0 if force else DAY)
+    except ExpiredMirror as error:
+        error.hint = (f"name another in dialtone.toml, or accept it: accept_expired_release: true in "
+                      f"{appliance.file.name}:{appliance.line}, appliances.{appliance.name}")
+        raise
+    expired = accepted(state.releases, datetime.now(UTC))
+    aged = [expired] if expired else []
     if not force:
         with contextlib.suppress(InspectError):
             kept = built(appliance, settings)
             if kept:
                 used(kept.path.parent)
-                return kept
+                return replace(kept, notes=(*kept.notes, *aged))
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
     choice = _choose(appliance, settings, run, say, deadline, state)
@@ -83,7 +92,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
     for directory in ("base", "builder"):
         prune(settings.cache / directory, prefix=f"{appliance.release}-", keep=3)
-    return image
+    return replace(image, notes=(*image.notes, *aged))
 
 
 def built(appliance: Appliance, settings: Settings) -> Image | None:
@@ -204,7 +213,8 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     file = output / IMAGE
     elements = {name: digest for name, digest in inputs.hashes.items() if name in inputs.elements}
     extra = {"appliance": task.appliance.name, "source": _source(choice), "elements": elements,
-             "diskimage_builder": dib.version(), "variables": dict(inputs.variables)}
+             "diskimage_builder": dib.version(), "variables": dict(inputs.variables),
+             "mirrors": {release.codename: release.facts(datetime.now(UTC)) for release in state.releases}}
     described = manifest.write(file, output / "manifest.json", extra, deadline)
     if described.kernel != inputs.kernel.release:
         raise BuildError(f"the image has kernel {described.kernel or 'none'}, not {inputs.kernel.release}",
@@ -272,7 +282,7 @@ def _notes(appliance: Appliance, state: AptState, choice: SourceChoice | None) -
 
 
 def _state(appliance: Appliance, settings: Settings, *, source_packages: bool = False) -> AptState:
-    mirrors = apt_mirrors(settings, appliance.release)
+    mirrors = apt_mirrors(settings, appliance.release, accept_expired=appliance.accept_expired_release)
     if appliance.opensips:
         further = repository.entry(appliance, repository.required(appliance), settings.cache)
         mirrors = replace(mirrors, further=(further,))

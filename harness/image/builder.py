@@ -114,7 +114,7 @@ def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostErro
 
 
 def _host_apt_options() -> list[str]:
-    """What this host's apt was told about proxies and the age of Release files goes for the builder root too."""
+    """What this host's apt was told about proxies goes for the builder root too."""
     dump = run(["apt-config", "dump"]).stdout
-    wanted = re.compile(r'^(Acquire::(?:https?::\S*|Check-Valid-Until|Check-Date) ".+");$', re.M)
+    wanted = re.compile(r'^(Acquire::https?::\S* ".+");$', re.M)
     return [f"--aptopt={line}" for line in wanted.findall(dump)]

@@ -33,18 +33,26 @@ class AptMirrors:
     keyring: Path | None = None
     further: tuple[Entry, ...] = ()
     """Sources of binary packages besides Debian's."""
+    accept_expired: bool = False
+    """Whether a Release file may be used after its Valid-Until."""
 
     def sources(self, release: str, *, source_packages: bool = False) -> str:
-        """The text of a sources.list for `release`: what mmdebstrap reads from its standard input."""
-        option = f"[signed-by={self.keyring}] " if self.keyring else ""
+        """The text of a sources.list for `release`: what mmdebstrap reads from its standard input.
+
+        Whether dates are compared is said in every line: this machine's apt may be told to let them be.
+        """
+        dates = f"check-date=yes check-valid-until={'no' if self.accept_expired else 'yes'}"
+        option = f"[{dates}{f' signed-by={self.keyring}' if self.keyring else ''}] "
         suites = ((self.main, release), (self.main, f"{release}-updates"), (self.security, f"{release}-security"))
         kinds = ("deb", "deb-src") if source_packages else ("deb",)
         own = "".join(f"{kind} {option}{uri} {suite} main\n" for kind in kinds for uri, suite in suites)
-        return own + "".join(f"deb [signed-by={entry.keyring}] {entry.uri} {suite} {' '.join(entry.components)}\n"
-                             for entry in self.further for suite in entry.suites)
+        others = ((f"deb [{dates} signed-by={entry.keyring}] {entry.uri}", suite, " ".join(entry.components))
+                  for entry in self.further for suite in entry.suites)
+        return own + "".join(f"{' '.join(words)}\n" for words in others)
 
 
-def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT) -> AptMirrors:
+def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT, *,
+                accept_expired: bool = False) -> AptMirrors:
     """The mirrors to use for `release`. A machine that runs another release serves this one from the same mirror.
 
     Raises HostError where neither the settings nor the configuration below `apt` name one.
@@ -58,7 +66,8 @@ def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT) 
                             hint=f"name it in dialtone.toml ({setting}) or in {apt}/sources.list")
     keyrings = [e.keyring for e in found if e.keyring and e.uri.rstrip("/") == main.rstrip("/")]
     keyring = keyrings[0] if keyrings else DEFAULT_KEYRING
-    return AptMirrors(main.rstrip("/"), security.rstrip("/"), keyring if keyring.exists() else None)
+    return AptMirrors(main.rstrip("/"), security.rstrip("/"), keyring if keyring.exists() else None,
+                      accept_expired=accept_expired)
 
 
 def entries(apt: Path = APT) -> Iterator[Entry]:

@@ -12,6 +12,7 @@ from harness.settings import Settings
 
 MAIN = "http://mirror.example/debian"
 SECURITY = "http://mirror.example/debian-security"
+DATES = "check-date=yes check-valid-until=yes"
 
 
 @pytest.fixture
@@ -91,14 +92,23 @@ def test_options_of_the_one_line_style() -> None:
 def test_text_for_a_release() -> None:
     mirrors = AptMirrors(MAIN, SECURITY, Path("/k.gpg"))
     lines = mirrors.sources("trixie", source_packages=True).splitlines()
-    assert f"deb [signed-by=/k.gpg] {MAIN} trixie-updates main" in lines
-    assert f"deb-src [signed-by=/k.gpg] {SECURITY} trixie-security main" in lines
+    assert f"deb [{DATES} signed-by=/k.gpg] {MAIN} trixie-updates main" in lines
+    assert f"deb-src [{DATES} signed-by=/k.gpg] {SECURITY} trixie-security main" in lines
     assert not any(line.startswith("deb-src") for line in mirrors.sources("trixie").splitlines())
+    assert AptMirrors(MAIN, SECURITY).sources("trixie").splitlines()[0] == f"deb [{DATES}] {MAIN} trixie main"
+
+
+def test_every_line_says_whether_an_expired_release_file_is_taken() -> None:
+    """Whatever this machine's apt is told."""
+    further = Entry("https://packages.example.org", ("bookworm",), ("main",), Path("/keys/proxy.gpg"))
+    found = AptMirrors(MAIN, SECURITY, further=(further,), accept_expired=True)
+    lines = found.sources("trixie", source_packages=True).splitlines()
+    assert len(lines) == 7 and all("[check-date=yes check-valid-until=no" in line for line in lines)
 
 
 def test_further_repositories_have_keys_of_their_own_and_no_source_packages() -> None:
     further = Entry("https://packages.example.org", ("bookworm",), ("4.0", "more"), Path("/keys/proxy.gpg"))
     found = AptMirrors("http://a", "http://b", Path("/keys/debian.gpg"), (further,))
     assert found.sources("bookworm", source_packages=True).splitlines()[-1] == (
-        "deb [signed-by=/keys/proxy.gpg] https://packages.example.org bookworm 4.0 more")
+        f"deb [{DATES} signed-by=/keys/proxy.gpg] https://packages.example.org bookworm 4.0 more")
     assert found.sources("bookworm").count("/keys/debian.gpg") == 3
