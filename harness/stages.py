@@ -80,6 +80,12 @@ class Work:
 
     def build(self, *, force: bool = False) -> Image:
         """The image of the appliance: built, or taken from the cache where no input changed."""
+        try:
+            return self._build(force=force)
+        finally:
+            self._note()
+
+    def _build(self, *, force: bool) -> Image:
         with self._stage("build") as say:
             image = image_build.build(self.appliance, self.settings, self.run, say,
                                       Deadline(DEADLINES["build"]), force=force)
@@ -94,9 +100,17 @@ class Work:
                 table = plan(self.appliance.conntrack, self.appliance.server.memory)
                 facts.setdefault("warnings", []).extend(table.warnings)
             say(f"{image.path.parent.name}, {octets(image.size)}" + (", nothing changed" if image.from_cache else ""))
-        for note in (*image.notes, *facts.get("warnings", [])):
-            self.progress.line(f"    note: {note}")
         return image
+
+    def _note(self) -> None:
+        """Show what is to be known of the build: also of one that failed, whose cause may be an old pin."""
+        facts = self.run.facts
+        for note in (*facts.get("source", {}).get("notes", []), *facts.get("warnings", [])):
+            self.progress.line(f"    note: {note}")
+        for pin in facts.get("pins", []):
+            self.progress.line(f"    note: {pin['sentence']}")
+            for name, digest in pin["hashes"].items():
+                self.progress.line(f"          {name}: {digest}")
 
     def inspect(self, image: Image) -> None:
         """Look into the image without booting it. Raises InspectError when a finding is red."""

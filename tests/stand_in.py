@@ -90,7 +90,7 @@ def make_repository(directory: Path) -> Repository:
     keyring = directory / "keyring.gpg"
     keyring.write_bytes(gpg(home, "--export"))
     source = _source_package(pool)
-    deb = _binary_package(directory / "deb", pool)
+    deb = binary_package(directory / "deb", pool)
     for suite in ("bookworm", "bookworm-updates", "bookworm-security"):
         main = suite == "bookworm"
         publish(directory, home, suite, source if main else "", stanza(deb) if main else "")
@@ -136,12 +136,13 @@ def _checksums(files: list[Path]) -> str:
     return text
 
 
-def _binary_package(work: Path, pool: Path) -> Path:
+def binary_package(work: Path, pool: Path, version: str = DEBIAN_VERSION, name: str = "rtpengine-daemon") -> Path:
+    """A package without files in `pool`, made in `work`."""
     (work / "DEBIAN").mkdir(parents=True)
     (work / "DEBIAN/control").write_text(
-        f"Package: rtpengine-daemon\nVersion: {DEBIAN_VERSION}\nArchitecture: amd64\n"
+        f"Package: {name}\nVersion: {version}\nArchitecture: amd64\n"
         "Maintainer: Test <test@example.org>\nDepends: libc6, perl\nDescription: stand-in, not RTPEngine\n")
-    deb = pool / f"rtpengine-daemon_{DEBIAN_VERSION}_amd64.deb"
+    deb = pool / f"{name}_{version}_amd64.deb"
     subprocess.run(["dpkg-deb", "--build", "--root-owner-group", work, deb], check=True, capture_output=True)
     return deb
 

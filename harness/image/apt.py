@@ -142,13 +142,30 @@ class AptState:
         text = self._apt("apt-cache", "madison", package).stdout
         return [Offer(m[1], m[2]) for m in re.finditer(r"^ *\S+ \| *(\S+) \| \S+ (\S+)/\S+ \S+ Packages", text, re.M)]
 
+    def package_hashes(self, packages: Sequence[str]) -> dict[tuple[str, str], str]:
+        """SHA-256 of the .deb files that the mirror has of `packages`, by name and version."""
+        text = self._apt("apt-cache", "show", *packages, check=False).stdout
+        found = (dict(re.findall(r"^(Package|Version|SHA256): (\S+)$", part, re.M)) for part in text.split("\n\n"))
+        return {(f["Package"], f["Version"]): f["SHA256"] for f in found if len(f) == 3}
+
+    def source_hashes(self, package: str) -> dict[tuple[str, str], str]:
+        """SHA-256 of the .dsc files that the mirror has of the source package, by its name and version."""
+        text = self._apt("apt-cache", "showsrc", "--only-source", package, check=False).stdout
+        found = {}
+        for part in text.split("\n\n"):
+            version = re.search(r"^Version: (\S+)$", part, re.M)
+            digest = re.search(r"^Checksums-Sha256: *\n(?: .*\n)*? ([0-9a-f]{64}) \d+ \S+\.dsc$", part, re.M)
+            if version and digest:
+                found[package, version[1]] = digest[1]
+        return found
+
     def apt_get(self, *arguments: str, deadline: Deadline, cwd: Path) -> Completed:
         """Run apt-get with this state in directory `cwd`. Raises as run()."""
         return run(["apt-get", *self.options, "-q", *arguments], deadline=deadline, cwd=cwd)
 
-    def _apt(self, program: str, *arguments: str) -> Completed:
+    def _apt(self, program: str, *arguments: str, check: bool = True) -> Completed:
         with self._locked():
-            return run([program, *self.options, *arguments])
+            return run([program, *self.options, *arguments], check=check)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -28,7 +28,7 @@ from typing import Any
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, InspectError
-from harness.image import base, builder, dib, loops, manifest, repository, sources
+from harness.image import base, builder, dib, loops, manifest, pins, repository, sources
 from harness.image.apt import DAY, AptState, ExpiredMirror, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
@@ -36,7 +36,7 @@ from harness.image.compile import Artifact, compile_artifact, packages_of
 from harness.image.mirrors import apt_mirrors
 from harness.image.release import accepted
 from harness.image.side_by_side import side_by_side
-from harness.image.sources import SourceChoice, fetch_first, security_note
+from harness.image.sources import SourceChoice, fetch_first
 from harness.process import CommandFailed, run_logged
 from harness.resources import Resource
 from harness.run import Run
@@ -75,13 +75,16 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
                       f"{appliance.file.name}:{appliance.line}, appliances.{appliance.name}")
         raise
     expired = accepted(state.releases, datetime.now(UTC))
-    aged = [expired] if expired else []
+    warnings = [expired] if expired else []
+    aged = pins.aged(appliance, state, lambda: _state(appliance, settings, source_packages=True), deadline)
+    run.facts["pins"] = [asdict(pin) | {"sentence": pin.sentence} for pin in aged]
+    run.save()
     if not force:
         with contextlib.suppress(InspectError):
             kept = built(appliance, settings)
             if kept:
                 used(kept.path.parent)
-                return replace(kept, notes=(*kept.notes, *aged))
+                return replace(kept, notes=(*kept.notes, *warnings))
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
     choice = _choose(appliance, settings, run, say, deadline, state)
@@ -92,7 +95,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
     for directory in ("base", "builder"):
         prune(settings.cache / directory, prefix=f"{appliance.release}-", keep=3)
-    return replace(image, notes=(*image.notes, *aged))
+    return replace(image, notes=(*image.notes, *warnings))
 
 
 def built(appliance: Appliance, settings: Settings) -> Image | None:
@@ -224,7 +227,7 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     packages = [*inputs.packages, *(task.artifact.packages if task.artifact else ())]
     image = Image(place / IMAGE, described.sha256, described.size, inputs.key, inputs.kernel.release,
                   place / "manifest.json", place / "build.log", False, _source(choice),
-                  _notes(task.appliance, state, choice))
+                  _notes(choice))
     facts = asdict(image) | {name: getattr(image, name).name for name in ("path", "manifest", "log")}
     facts |= {"stat": _stat(file), "packages": packages, "closure": _closure(state, packages)}
     shutil.copy(task.log, output / "build.log")
@@ -271,14 +274,12 @@ def _source(choice: SourceChoice | None) -> dict[str, Any]:
             "fetched": time.strftime("%Y-%m-%d %H:%M", time.gmtime(used.path.stat().st_mtime)) + " UTC"}
 
 
-def _notes(appliance: Appliance, state: AptState, choice: SourceChoice | None) -> tuple[str, ...]:
+def _notes(choice: SourceChoice | None) -> tuple[str, ...]:
     if choice is None:
         return ()
     used = choice.used.spec
-    notes = [f"RTPEngine {used.version} is from {used.kind}, not from {spec.kind}: {why}"
-             for spec, why in choice.skipped]
-    old = security_note(used, appliance.release, state.offers(sources.DISTRIBUTION_PACKAGE))
-    return (*notes, *([old] if old else []))
+    return tuple(f"RTPEngine {used.version} is from {used.kind}, not from {spec.kind}: {why}"
+                 for spec, why in choice.skipped)
 
 
 def _state(appliance: Appliance, settings: Settings, *, source_packages: bool = False) -> AptState:

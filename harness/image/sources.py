@@ -23,13 +23,11 @@ from typing import ClassVar, Protocol
 from harness.appliance import SourceSpec
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
-from harness.image.apt import AptState, MirrorError, Offer, newer, reason
+from harness.image.apt import AptState, MirrorError, reason
 from harness.image.cached import making, sha256
 from harness.process import CommandFailed, CommandTimedOut, run
 from harness.run import Run
 from harness.settings import Settings
-
-DISTRIBUTION_PACKAGE = "rtpengine-daemon"
 
 
 class NotToBeHad(Exception):
@@ -86,7 +84,7 @@ class Git:
             said = error.output if isinstance(error, CommandFailed) else error.message
             raise NotToBeHad(_git_reason(said, spec)) from error
         commit = run([*git, "rev-parse", "FETCH_HEAD^{commit}"]).stdout.strip()
-        _compare(f"tag {spec.tag} of {spec.url}", spec.commit, commit, spec, what="commit")
+        compare(f"tag {spec.tag} of {spec.url}", spec.commit, commit, spec, what="commit")
         archive = into / ".archive.tar"
         run([*git, "archive", "--output", archive, commit])
         run(["tar", "-C", into, "--no-same-owner", "-xf", archive])
@@ -116,7 +114,7 @@ class Tarball:
                 shutil.copyfile(spec.url, archive)
             except OSError as error:
                 raise NotToBeHad(f"{spec.url}: {error.strerror}") from error
-        _compare(spec.url, spec.sha256, sha256(archive), spec)
+        compare(spec.url, spec.sha256, sha256(archive), spec)
         try:
             run(["tar", "-C", into, "--no-same-owner", "-xf", archive], deadline=deadline)
         except CommandFailed as error:
@@ -156,7 +154,7 @@ class DebianSource:
         descriptions = list(into.glob("*.dsc"))
         if len(descriptions) != 1:
             raise NotToBeHad(f"apt fetched no .dsc of {spec.package} {spec.version}")
-        _compare(descriptions[0].name, spec.sha256, sha256(descriptions[0]), spec)
+        compare(descriptions[0].name, spec.sha256, sha256(descriptions[0]), spec)
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,7 @@ class DebianPackages:
             files = list(into.glob(f"{name}_*.deb"))
             if len(files) != 1:
                 raise NotToBeHad(f"apt fetched no package {name} {spec.version}")
-            _compare(files[0].name, pin, sha256(files[0]), spec)
+            compare(files[0].name, pin, sha256(files[0]), spec)
 
 
 def kinds(binary: Callable[[], AptState], source: Callable[[], AptState]) -> dict[str, Kind]:
@@ -217,36 +215,14 @@ def fetch_first(specs: Sequence[SourceSpec], settings: Settings, run: Run, say: 
                      fault=Fault.HOST)
 
 
-def security_note(spec: SourceSpec, release: str, offers: Sequence[Offer]) -> str | None:
-    """One sentence where `spec` is older than what `release` offers, else None.
-
-    `offers` are the distribution's versions of the package. An upstream version without a Debian revision is
-    compared with the distribution's upstream version; equal means that the distribution's fixes are missing.
-    """
-    if not offers:
-        return None
-    best = offers[0]
-    for offer in offers[1:]:
-        if newer(offer.version, best.version):
-            best = offer
-    label = f"{release}'s {best.version}" + (" (security)" if best.suite.endswith("-security") else "")
-    if "-" in spec.version:
-        return f"{spec.version} is older than {label}" if newer(best.version, spec.version) else None
-    upstream = best.version.split(":")[-1].rsplit("-", 1)[0]
-    if newer(upstream, spec.version):
-        return f"{spec.version} is older than {label}"
-    if upstream == spec.version and "+deb" in best.version:
-        return f"{spec.version} from {spec.kind} lacks the fixes that {label} adds"
-    return None
-
-
 def digest(spec: SourceSpec) -> str:
     """SHA-256 over the kind and all pins: names the source in the cache."""
     parts = [spec.kind, spec.commit, spec.sha256, *(f"{k}={v}" for k, v in sorted((spec.packages or {}).items()))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _compare(where: str, expected: str, got: str, spec: SourceSpec, *, what: str = "SHA-256") -> None:
+def compare(where: str, expected: str, got: str, spec: SourceSpec, *, what: str = "SHA-256") -> None:
+    """Raise BuildError where what is `where` has another hash than the pinned one."""
     if got != expected:
         raise BuildError(f"{where} is not what was pinned: {what} expected {expected}, got {got}",
                          hint=f"find out why it changed before you pin the new {what} (appliances.yaml:{spec.line})",

@@ -34,12 +34,13 @@ def outcome_sign(outcome: str) -> Markup:
 
 
 def warnings(report: Report) -> Markup | None:
-    """Warnings of the run and security notes of its sources, each once."""
+    """Warnings of the run, notes on its sources, and pins that have aged, each once."""
     source = report.fact("source").get("notes")
     found = [words(note) for note in report.facts_list("warnings") + (source if isinstance(source, list) else [])]
     notes = [note for note in dict.fromkeys(found) if note]
-    return tag("aside", tag("h2", "To know"), tag("ul", [tag("li", clip(note, 600)) for note in notes]),
-               class_="notes") if notes else None
+    pins = [_pin(pin) for pin in report.facts_list("pins") if isinstance(pin, dict)]
+    return tag("aside", tag("h2", "To know"), tag("ul", [tag("li", clip(note, 600)) for note in notes], pins),
+               class_="notes") if notes or pins else None
 
 
 def failures(report: Report, verdict: Verdict, shown: int, room: int) -> Markup | None:
@@ -141,6 +142,13 @@ def _compared(key: str, wanted: str, found: str) -> tuple[str, Markup]:
     return state, tag("tr", tag("th", breakable(key.removeprefix("net.netfilter.")), scope="row"),
                       tag("td", _grouped(wanted)), tag("td", _grouped(found)),
                       tag("td", sign, " ", tag("span", word)), class_=state)
+
+
+def _pin(pin: dict[str, Any]) -> Markup:
+    """What to write in its place, with the hashes as a description has them."""
+    hashes = [tag("li", tag("code", f"{name}: {words(digest)}"))
+              for name, digest in _mapping(pin.get("hashes")).items()]
+    return tag("li", clip(words(pin.get("sentence")), 600), tag("ul", hashes) if hashes else None)
 
 
 def _failure(report: Report, failure: Failure, number: int, room: int) -> Markup:

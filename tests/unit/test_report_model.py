@@ -33,7 +33,8 @@ def test_damaged_files_never_stop_a_report(tmp_path: Path, rubbish: str) -> None
 
 @pytest.mark.parametrize("value", [None, 3, "text", [], ["a"], [None], {"a": None}, {"used": "x"}, {"plan": 3}])
 def test_facts_of_a_wrong_shape_never_stop_a_report(tmp_path: Path, value: object) -> None:
-    names = ("failures", "image", "source", "conntrack", "server", "host", "previous", "warnings", "build_log", "fault")
+    names = ("failures", "image", "source", "conntrack", "server", "host", "previous", "warnings", "build_log", "fault",
+             "pins")
     assert write(make(tmp_path, 1, **dict.fromkeys(names, value))).exists()
 
 

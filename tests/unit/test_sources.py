@@ -15,9 +15,9 @@ from harness.appliance import SourceSpec
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
 from harness.image import apt, sources
-from harness.image.apt import AptState, MirrorError, Offer
+from harness.image.apt import AptState, MirrorError
 from harness.image.mirrors import AptMirrors
-from harness.image.sources import SourceChoice, fetch_first, security_note
+from harness.image.sources import SourceChoice, fetch_first
 from harness.process import CommandFailed
 from harness.run import Run
 from harness.settings import Settings
@@ -180,25 +180,6 @@ def test_what_apt_says_is_the_reason(settings: Settings, run: Run, tarball: Sour
     state = State(tmp_path / "apt", AptMirrors("http://a", "http://b"), "bookworm", "amd64")
     choice = fetch(settings, run, DEBIAN, tarball, state=lambda: state)
     assert choice.skipped == ((DEBIAN, reason),)
-
-
-SECURITY = (Offer("10.5.3.5-1+deb12u1", "bookworm-security"), Offer("10.5.3.5-1", "bookworm"))
-
-
-@pytest.mark.parametrize(("kind", "version", "offers", "note"), [
-    ("debian-source", "10.5.3.5-1", SECURITY,
-     "10.5.3.5-1 is older than bookworm's 10.5.3.5-1+deb12u1 (security)"),
-    ("debian-source", "10.5.3.5-1+deb12u1", SECURITY, None),
-    ("debian-packages", "10.5.3.5-1+deb12u2", SECURITY, None),
-    ("git", "10.5.3.5", SECURITY,
-     "10.5.3.5 from git lacks the fixes that bookworm's 10.5.3.5-1+deb12u1 (security) adds"),
-    ("git", "10.5.3.4", SECURITY, "10.5.3.4 is older than bookworm's 10.5.3.5-1+deb12u1 (security)"),
-    ("tarball", "12.5.1.31", SECURITY, None),
-    ("tarball", "10.5.3.5", SECURITY[1:], None),
-    ("git", "10.5.3.5", (), None),
-])
-def test_security_note(kind: str, version: str, offers: tuple[Offer, ...], note: str | None) -> None:
-    assert security_note(SourceSpec(kind, version), "bookworm", offers) == note
 
 
 def test_names_of_a_dependency_field() -> None:
