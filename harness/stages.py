@@ -91,11 +91,13 @@ class Work:
                                       Deadline(DEADLINES["build"]), force=force)
             facts = self.run.facts
             facts["image"] = {"path": str(image.path), "size": image.size, "sha256": image.sha256,
-                              "kernel": image.kernel, "from_cache": image.from_cache}
+                              "kernel": image.kernel, "from_cache": image.from_cache,
+                              "sbom": image.sbom.name}
             facts["source"] = {"used": {k: v for k, v in image.source.items() if k != "skipped"},
                                "skipped": image.source.get("skipped", []), "notes": list(image.notes)}
             facts["build_log"] = str(image.log)
-            shutil.copyfile(image.manifest, self.run.directory / "manifest.json")
+            for described in (image.manifest, image.sbom):
+                shutil.copyfile(described, self.run.directory / described.name)
             if self.appliance.conntrack:
                 table = plan(self.appliance.conntrack, self.appliance.server.memory)
                 facts.setdefault("warnings", []).extend(table.warnings)

@@ -36,7 +36,7 @@ TREE = {
     "kernel-module/Makefile": "obj-m := xt_RTPENGINE.o\nmodules:\n\t$(MAKE) -C $(KSRC) M=$(CURDIR) modules\n",
 }
 
-_PATCH = f"""Description: what a security fix looks like
+PATCH = f"""Description: what a security fix looks like
 --- a/daemon/text.h
 +++ b/daemon/text.h
 @@ -1 +1 @@
@@ -116,7 +116,7 @@ def _source_package(pool: Path) -> str:
                               "Package: rtpengine-daemon\nArchitecture: any\nDescription: stand-in\n",
             "debian/source/format": "3.0 (quilt)\n",
             "debian/patches/series": "fix.patch\n",
-            "debian/patches/fix.patch": _PATCH,
+            "debian/patches/fix.patch": PATCH,
         }),
     }
     for name, data in files.items():

@@ -1,7 +1,7 @@
 """An appliance's image: built by diskimage-builder, or taken from the cache where nothing that it depends on changed.
 
     <cache>/images/<appliance>-<key>/    complete because it was renamed into place
-        image.qcow2  image.qcow2.sha256  build.log  manifest.json  image.json
+        image.qcow2  image.qcow2.sha256  build.log  manifest.json  sbom.cdx.json  image.json
     <runs>/<run id>/build.log            while it is built, and after a failure
     work/<run id>/ in the cache          what a running build writes; gone afterwards
 
@@ -28,7 +28,7 @@ from typing import Any
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, InspectError
-from harness.image import base, builder, dib, loops, manifest, pins, repository, sources
+from harness.image import base, builder, dib, loops, manifest, pins, repository, sbom, sources
 from harness.image.apt import DAY, AptState, ExpiredMirror, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
@@ -59,6 +59,11 @@ class Image:
     from_cache: bool
     source: dict[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def sbom(self) -> Path:
+        """Its bill of materials."""
+        return self.manifest.with_name(sbom.NAME)
 
 
 def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str], None], deadline: Deadline,
@@ -217,12 +222,14 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     elements = {name: digest for name, digest in inputs.hashes.items() if name in inputs.elements}
     extra = {"appliance": task.appliance.name, "source": _source(choice), "elements": elements,
              "diskimage_builder": dib.version(), "variables": dict(inputs.variables),
+             "artifact": {"key": task.artifact.key, "sha256": task.artifact.sha256} if task.artifact else {},
              "mirrors": {release.codename: release.facts(datetime.now(UTC)) for release in state.releases}}
     described = manifest.write(file, output / "manifest.json", extra, deadline)
     if described.kernel != inputs.kernel.release:
         raise BuildError(f"the image has kernel {described.kernel or 'none'}, not {inputs.kernel.release}",
                          hint="an element installs another kernel package")
     _compare_vermagic(described, inputs.kernel)
+    sbom.write(output / "manifest.json")
     (output / f"{IMAGE}.sha256").write_text(f"{described.sha256}  {IMAGE}\n")
     packages = [*inputs.packages, *(task.artifact.packages if task.artifact else ())]
     image = Image(place / IMAGE, described.sha256, described.size, inputs.key, inputs.kernel.release,
@@ -252,7 +259,10 @@ def _kept(place: Path, state: AptState) -> Image | None:
         facts = json.loads((place / "image.json").read_text())
         unchanged, packages, closure = (facts.pop(name) for name in ("stat", "packages", "closure"))
         found = Image(**facts)
-        file = place / found.path
+        found = replace(found, path=place / found.path, manifest=place / found.manifest, log=place / found.log)
+        file = found.path
+        if not found.sbom.exists():
+            return None
         whole = _stat(file) == unchanged or sha256(file) == found.sha256
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -261,8 +271,7 @@ def _kept(place: Path, state: AptState) -> Image | None:
                            hint=f"./inv build --appliance {place.name.rsplit('-', 1)[0]} builds it again")
     if _closure(state, packages) != closure:
         return None
-    return replace(found, path=file, manifest=place / found.manifest, log=place / found.log, from_cache=True,
-                   notes=tuple(found.notes))
+    return replace(found, from_cache=True, notes=tuple(found.notes))
 
 
 def _source(choice: SourceChoice | None) -> dict[str, Any]:
@@ -270,6 +279,7 @@ def _source(choice: SourceChoice | None) -> dict[str, Any]:
         return {}
     used = choice.used
     return {"kind": used.spec.kind, "version": used.spec.version, "hashes": dict(used.hashes),
+            **({"url": used.spec.url} if "://" in used.spec.url else {}), "patches": sources.patches(used),
             "skipped": [{"kind": s.kind, "version": s.version, "reason": why} for s, why in choice.skipped],
             "fetched": time.strftime("%Y-%m-%d %H:%M", time.gmtime(used.path.stat().st_mtime)) + " UTC"}
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import tarfile
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -213,6 +214,33 @@ def fetch_first(specs: Sequence[SourceSpec], settings: Settings, run: Run, say: 
                      + "; ".join(f"{spec.kind} {spec.version}: {why}" for spec, why in skipped),
                      hint="name another source in appliances.yaml, or check the mirror and the network",
                      fault=Fault.HOST)
+
+
+def patches(source: FetchedSource) -> dict[str, str]:
+    """The patches that dpkg-source applies to a source package: SHA-256 by path, in their order; else none.
+
+    Raises BuildError where one is named and not there.
+    """
+    archives = sorted(source.path.glob("*.debian.tar.*")) if source.spec.kind == "debian-source" else []
+    if not archives:
+        return {}
+    directory = "debian/patches"
+    with tarfile.open(archives[0]) as tar:
+        files = {member.name.removeprefix("./"): member for member in tar.getmembers() if member.isfile()}
+
+        def content(name: str) -> bytes:
+            file = tar.extractfile(files[name]) if name in files else None
+            if file is None:
+                raise BuildError(f"{archives[0].name} has no {name}", fault=Fault.DESCRIPTION,
+                                 hint="its debian/patches/series names it: the source package is broken")
+            return file.read()
+
+        if f"{directory}/series" not in files:
+            return {}
+        # A name may be followed by options of quilt(1).
+        named = (line.split()[0] for line in content(f"{directory}/series").decode().splitlines()
+                 if line.strip() and not line.startswith("#"))
+        return {f"{directory}/{name}": hashlib.sha256(content(f"{directory}/{name}")).hexdigest() for name in named}
 
 
 def digest(spec: SourceSpec) -> str:

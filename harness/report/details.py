@@ -138,7 +138,10 @@ def manifest(report: Report) -> Markup | None:
     short = [(name, words(value)) for name, value in report.manifest.items() if not isinstance(value, list | dict)]
     long = [tag("details", tag("summary", name, f" ({len(value):,})"), _value(value))
             for name, value in report.manifest.items() if isinstance(value, list | dict) and value]
-    return section("Manifest", facts_list([(name, value) for name, value in short]) if short else None, *long,
+    sbom = words(report.fact("image").get("sbom"))
+    link = tag("p", "As a bill of materials (CycloneDX), beside this page: ", tag("a", tag("code", sbom), href=sbom)
+               ) if re.fullmatch(r"[a-z.]+", sbom) else None
+    return section("Manifest", link, facts_list([(name, value) for name, value in short]) if short else None, *long,
                    id_="manifest")
 
 

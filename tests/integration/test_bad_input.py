@@ -193,7 +193,7 @@ def own_cache(inv: Inv, real_image: Image, tmp_path: Path) -> Callable[[Path], I
         place.mkdir(parents=True)
         for name in ("apt", "packages", "accelerator.json"):
             (cache / name).symlink_to(PROJECT / ".cache" / name)
-        for name in ("manifest.json", "build.log"):
+        for name in ("manifest.json", "sbom.cdx.json", "build.log"):
             shutil.copy(origin / name, place)
         file.rename(place / "image.qcow2")
         state = (place / "image.qcow2").stat()

@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 from harness import appliance as appliances_file
+from harness import host
 from harness.appliance import Appliance, SourceSpec
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
 from harness.image import pins
 from harness.image.apt import AptState, state_for
 from harness.image.mirrors import AptMirrors
+from harness.settings import Settings
 from tests.conftest import PROJECT
+from tests.real_server import work_in
 from tests.stand_in import binary_package, gpg, make_key, publish, sha256, stanza
 
 pytestmark = pytest.mark.root
@@ -105,6 +108,23 @@ def test_a_source_without_the_fix_is_named_with_the_kind_to_take(judge: Judge) -
     assert git.sentence == (f"appliances.yaml:9: git 10.5.3.5 lacks the fixes that bookworm's {NEW} (security) adds; "
                             f"take kind debian-source or debian-packages, version {NEW}")
     assert git.hashes == {}
+
+
+@pytest.mark.nightly
+def test_a_build_from_an_old_description_says_so_and_passes(real_settings: Settings, real_appliance: Appliance) -> None:
+    """Also where the image is taken from the cache. What is old is a source that is not even there."""
+    assert real_appliance.rtpengine
+    git = SourceSpec("git", "10.5.3.5", url="/nowhere", tag="mr10.5.3.5", commit="0" * 40, line=9)
+    relay = replace(real_appliance.rtpengine, sources=(git, *real_appliance.rtpengine.sources))
+    host.prepare(real_settings, say=lambda text: None)
+    for _ in ("built", "kept"):
+        with work_in(real_settings, replace(real_appliance, rtpengine=relay)) as work:
+            image = work.build()
+            [pin] = work.run.facts["pins"]
+            assert pin["sentence"].startswith("appliances.yaml:9: git 10.5.3.5 lacks the fixes that bookworm's ")
+            assert f"    note: {pin['sentence']}\n" in work.progress.out.getvalue()
+            assert work.run.stages[-1].outcome == "passed"
+    assert image.from_cache
 
 
 def test_an_old_kernel_is_named(judge: Judge) -> None:

@@ -5,6 +5,7 @@ The source package is a stand-in and not RTPEngine: mirrors exist that do not se
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from harness.image.mirrors import AptMirrors
 from harness.image.sources import SourceChoice, fetch_first
 from harness.run import Run
 from harness.settings import Settings
-from tests.stand_in import DEBIAN_VERSION, PATCHED, Repository, make_repository
+from tests.stand_in import DEBIAN_VERSION, PATCH, PATCHED, Repository, make_repository
 
 pytestmark = pytest.mark.root
 
@@ -66,10 +67,12 @@ def test_a_source_package(settings: Settings, run: Run, repository: Repository) 
     assert names == ["rtpengine_10.5.3.5-1.debian.tar.xz", "rtpengine_10.5.3.5-1.dsc", "rtpengine_10.5.3.5.orig.tar.xz"]
     assert choice.used.hashes == {"rtpengine_10.5.3.5-1.dsc": repository.dsc}
     assert not any(p.is_symlink() for p in choice.used.path.iterdir())
+    assert sources.patches(choice.used) == {"debian/patches/fix.patch": hashlib.sha256(PATCH.encode()).hexdigest()}
 
 
 def test_binary_packages(settings: Settings, run: Run, repository: Repository) -> None:
     choice = fetch(settings, run, state(settings, repository), packages_of(repository))
+    assert sources.patches(choice.used) == {}
     assert [p.name for p in choice.used.path.iterdir()] == [f"rtpengine-daemon_{DEBIAN_VERSION}_amd64.deb"]
     assert not list(settings.cache.glob("sources/*.part-*"))
 

@@ -108,6 +108,7 @@ def kept(relay: Appliance, settings: Settings, state: Offering) -> Path:
     image = place / build.IMAGE
     image.write_bytes(b"QFI\xfb" + os.urandom(5000))
     packages = [*inputs.packages, "libssl3"]
+    (place / "sbom.cdx.json").touch()
     (place / "image.json").write_text(json.dumps({
         "path": build.IMAGE, "sha256": build.sha256(image), "size": 5004, "key": inputs.key, "kernel": KERNEL.release,
         "manifest": "manifest.json", "log": "build.log", "from_cache": False, "source": {}, "notes": ["a note"],
@@ -118,6 +119,12 @@ def kept(relay: Appliance, settings: Settings, state: Offering) -> Path:
 def test_an_unchanged_image_is_taken_from_the_cache(relay: Appliance, settings: Settings, kept: Path) -> None:
     found = build.built(relay, settings)
     assert found and found.path == kept and found.from_cache and found.notes == ("a note",)
+
+
+def test_an_image_without_its_bill_of_materials_is_built_again(relay: Appliance, settings: Settings, kept: Path
+                                                               ) -> None:
+    kept.with_name("sbom.cdx.json").unlink()
+    assert build.built(relay, settings) is None
 
 
 def test_a_touched_but_equal_image_is_taken(relay: Appliance, settings: Settings, kept: Path) -> None:

@@ -97,6 +97,26 @@ def test_sources_say_why_an_earlier_one_was_not_used(tmp_path: Path) -> None:
     assert "98889066cb85362e6f387f945881d827b53d16b640863a0905c41bd5ee610d00" in page.text
 
 
+def test_pins_that_have_aged_are_told_with_what_to_take_and_turn_nothing_red(tmp_path: Path) -> None:
+    run = green(tmp_path)
+    before = Page(write(run)).text
+    sentence = "appliances.yaml:16: debian-source 10.5.3.5-1 is older than bookworm's; take 10.5.3.5-1+deb12u1"
+    run.facts["pins"] = [{"sentence": sentence, "hashes": {"rtpengine": "4" * 64}, "take": "10.5.3.5-1+deb12u1"}]
+    page = Page(write(run))
+    assert sentence not in before and sentence in page.text
+    assert f"rtpengine: {'4' * 64}" in page.text
+    report = json.loads((run.directory / "report.json").read_text(encoding="utf-8"))
+    assert report["facts"]["pins"] == run.facts["pins"]
+    assert report["verdict"]["outcome"] == "passed"
+
+
+def test_the_bill_of_materials_is_linked_by_its_name_alone(tmp_path: Path) -> None:
+    run = green(tmp_path)
+    for name, linked in (("sbom.cdx.json", True), ("javascript:alert(1)", False), ("../sbom.cdx.json", False)):
+        run.facts["image"]["sbom"] = name
+        assert (name in Page(write(run)).references) is linked
+
+
 def test_a_long_console_is_folded_and_its_end_shown(tmp_path: Path) -> None:
     run = make(tmp_path, 1)
     write_console(run, "the very last line", lines=3000)
