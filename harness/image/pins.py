@@ -167,9 +167,6 @@ def _gone(url: str, suite: str, deadline: Deadline) -> str | None:
                 break
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
-            if isinstance(reason, FileNotFoundError):
-                said = f"has no dists/{suite}/{name}"
-                continue
             # An address that only the cloud knows is not wrong.
             return f"can't be looked at from this machine: {getattr(reason, 'strerror', None) or reason}"
     return said

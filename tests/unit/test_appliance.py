@@ -94,6 +94,11 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      "rtpengine, server, user"),
     ("release: bookworm", "release: bookworm\n    accept_expired_release: 30 days",
      "appliances.yaml:5:5: appliances.relay.accept_expired_release: '30 days' is not of type 'boolean'"),
+    ("release: bookworm", "release: bookworm\n    image_mirrors: {main: packages.example.org}",
+     'appliances.yaml:5:21: appliances.relay.image_mirrors.main: "packages.example.org" is not an address of packages '
+     "(like https://packages.example.org/debian)"),
+    ("release: bookworm", "release: bookworm\n    image_mirrors: {security: https://a/b}",
+     "appliances.yaml:5:5: appliances.relay.image_mirrors: 'main' is a dependency of 'security'"),
     ("memory: 2048", "memory: 12",
      "appliances.yaml:6:14: appliances.relay.server.memory: 12 is less than the minimum of 256"),
     ("memory: 2048", "memory: 2048.0",
