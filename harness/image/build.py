@@ -79,8 +79,8 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
         error.hint = (f"name another in dialtone.toml, or accept it: accept_expired_release: true in "
                       f"{appliance.file.name}:{appliance.line}, appliances.{appliance.name}")
         raise
-    expired = accepted(state.releases, datetime.now(UTC))
-    warnings = [expired] if expired else []
+    if expired := accepted(state.releases, datetime.now(UTC)):
+        run.facts.setdefault("warnings", []).append(expired)
     aged = pins.aged(appliance, state, lambda: _state(appliance, settings, source_packages=True), deadline)
     run.facts["pins"] = [asdict(pin) | {"sentence": pin.sentence} for pin in aged]
     run.save()
@@ -89,7 +89,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
             kept = built(appliance, settings)
             if kept:
                 used(kept.path.parent)
-                return replace(kept, notes=(*kept.notes, *warnings))
+                return kept
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
     choice = _choose(appliance, settings, run, say, deadline, state)
@@ -100,7 +100,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
     for directory in ("base", "builder"):
         prune(settings.cache / directory, prefix=f"{appliance.release}-", keep=3)
-    return replace(image, notes=(*image.notes, *warnings))
+    return image
 
 
 def built(appliance: Appliance, settings: Settings) -> Image | None:

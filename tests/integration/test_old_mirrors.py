@@ -158,4 +158,6 @@ def test_a_build_ends_before_it_begins_and_says_what_to_write(mirrors: AptMirror
     accepting = replace(described, accept_expired_release=True)
     with pytest.raises(HostError, match="Unable to locate package linux-image-cloud-amd64"):
         image_build.build(accepting, settings, current, lambda text: None, Deadline(60))
+    [said] = current.facts["warnings"]
+    assert "accept_expired_release takes it: bookworm-security 1 day ago" in said
     assert run(["apt-config", "dump", "Acquire::Check-Valid-Until"]).stdout == 'Acquire::Check-Valid-Until "false";\n'
