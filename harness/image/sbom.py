@@ -6,6 +6,7 @@ and of the result. Equal manifests give equal files: no time is in it, and its s
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from cyclonedx.model.component import (
     PatchClassification,
     Pedigree,
 )
+from cyclonedx.model.issue import IssueClassification, IssueType
 from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot6
 from cyclonedx.schema import SchemaVersion
@@ -92,7 +94,13 @@ def _compiled(image: Manifest) -> Iterator[Component]:
         pedigree=Pedigree(
             ancestors=list(_ancestors(image, source)),
             commits=[Commit(uid=commit, url=XsUri(source["url"]) if "url" in source else None)] if commit else (),
-            patches=[Patch(type=PatchClassification.UNOFFICIAL, diff=Diff(url=XsUri(name))) for name in patches]))
+            patches=[_patch(name) for name in patches]))
+
+
+def _patch(name: str) -> Patch:
+    """A patch by its path, with the vulnerabilities that its name says it is for."""
+    return Patch(type=PatchClassification.UNOFFICIAL, diff=Diff(url=XsUri(name)), resolves=[
+        IssueType(type=IssueClassification.SECURITY, id=found) for found in re.findall(r"CVE-\d{4}-\d+", name)])
 
 
 def _ancestors(image: Manifest, source: Mapping[str, Any]) -> Iterator[Component]:

@@ -21,7 +21,7 @@ from harness.image.packages import Package
 from harness.image.sources import FetchedSource
 
 VERSION = "10.5.3.5-1+deb12u1"
-PATCHES = {"debian/patches/fix.patch": "4" * 64, "debian/patches/more fix.patch": "5" * 64}
+PATCHES = {"debian/patches/CVE-2025-53399.patch": "4" * 64, "debian/patches/more fix.patch": "5" * 64}
 SOURCES: dict[str, dict[str, Any]] = {
     "debian-source": {"hashes": {f"rtpengine_{VERSION}.dsc": "3" * 64}, "patches": PATCHES},
     "debian-packages": {"hashes": {"rtpengine-daemon": "3" * 64, "rtpengine-kernel-dkms": "6" * 64}},
@@ -99,8 +99,9 @@ def test_a_compiled_source_package_with_its_patches_and_hashes() -> None:
     [source] = relay["pedigree"]["ancestors"]
     assert source["hashes"][0]["content"] == "3" * 64
     assert source["purl"] == "pkg:deb/debian/rtpengine@10.5.3.5-1%2Bdeb12u1?arch=source&distro=bookworm"
-    assert [patch["diff"]["url"] for patch in relay["pedigree"]["patches"]] == [
-        "debian/patches/fix.patch", "debian/patches/more%20fix.patch"]
+    patches = {patch["diff"]["url"]: patch.get("resolves", []) for patch in relay["pedigree"]["patches"]}
+    assert patches == {"debian/patches/CVE-2025-53399.patch": [{"type": "security", "id": "CVE-2025-53399"}],
+                       "debian/patches/more%20fix.patch": []}
     assert {file["name"]: file["hashes"][0]["content"] for file in relay["components"]} == PATCHES
     module = component(image(), "xt_RTPENGINE")
     assert (module["type"], module["hashes"][0]["content"]) == ("device-driver", "2" * 64)
