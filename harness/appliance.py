@@ -218,10 +218,8 @@ def load(file: Path) -> dict[str, Appliance]:
     except OSError as error:
         raise DescriptionError(f"{file}: {error.strerror}",
                                hint="appliances.yaml describes what can be built") from error
-    document = _Document.parse(file, text)
-    errors = sorted(_validator()(schema()).iter_errors(document.value), key=document.position)
-    if errors:
-        raise DescriptionError("\n".join(dict.fromkeys(document.describe(e) for e in errors)))
+    document = Document.parse(file, file.name, text)
+    document.validate(schema())
     found = {name: _appliance(document, name, body) for name, body in document.value["appliances"].items()}
     problems = [p for name in found for p in _cross_checks(document, found[name])]
     if problems:
@@ -236,34 +234,54 @@ def select(appliances: Mapping[str, Appliance], name: str) -> Appliance:
     return appliances[name]
 
 
+class _Loader(yaml.SafeLoader):
+    """A date stays the text that it is: the schema judges it, and JSON has no dates."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+
 @dataclass(frozen=True)
-class _Document:
+class Document:
+    """A YAML file whose values know where they stand; `name` is what errors call it."""
+
     file: Path
+    name: str
     value: Any
     marks: Mapping[tuple[str | int, ...], tuple[int, int]]
 
     @classmethod
-    def parse(cls, file: Path, text: str) -> _Document:
+    def parse(cls, file: Path, name: str, text: str) -> Document:
+        """Raises DescriptionError with the place."""
         try:
-            node = yaml.compose(text, Loader=yaml.SafeLoader)
-            value = yaml.safe_load(text)
+            node = yaml.compose(text, Loader=_Loader)
+            value = yaml.load(text, Loader=_Loader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
-            where = f"{file.name}:{mark.line + 1}:{mark.column + 1}" if mark else file.name
+            where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
             raise DescriptionError(f"{where}: {error.problem or 'is not YAML'}") from error
         except yaml.YAMLError as error:
-            raise DescriptionError(f"{file.name}: {str(error).splitlines()[0]}") from error
+            raise DescriptionError(f"{name}: {str(error).splitlines()[0]}") from error
         marks: dict[tuple[str | int, ...], tuple[int, int]] = {(): (1, 1)}
         try:
             if node is not None:
-                _collect(file, node, (), marks)
+                _collect(name, node, (), marks)
         except RecursionError:
-            raise DescriptionError(f"{file.name}: an alias refers to what it is in") from None
-        return cls(file, value, marks)
+            raise DescriptionError(f"{name}: an alias refers to what it is in") from None
+        return cls(file, name, value, marks)
+
+    def validate(self, schema: Mapping[str, Any]) -> None:
+        """Raises DescriptionError with everything that is not as `schema` has it, one a line."""
+        errors = sorted(_validator()(schema).iter_errors(self.value), key=self.position)
+        if errors:
+            raise DescriptionError("\n".join(dict.fromkeys(self.describe(e) for e in errors)))
 
     def at(self, path: Iterable[str | int]) -> str:
+        """NAME:LINE:COLUMN of the value with these keys and indices."""
         line, column = self.marks.get(tuple(path), (1, 1))
-        return f"{self.file.name}:{line}:{column}"
+        return f"{self.name}:{line}:{column}"
 
     def position(self, error: jsonschema.ValidationError) -> tuple[int, int]:
         return self.marks.get(tuple(error.absolute_path), (1, 1))
@@ -297,33 +315,33 @@ _Path = tuple[str | int, ...]
 _MERGE = "tag:yaml.org,2002:merge"
 
 
-def _collect(file: Path, node: yaml.Node, path: _Path, marks: dict[_Path, tuple[int, int]]) -> None:
+def _collect(name: str, node: yaml.Node, path: _Path, marks: dict[_Path, tuple[int, int]]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag == _MERGE:
                 continue
             place = (key.start_mark.line + 1, key.start_mark.column + 1)
-            where = f"{file.name}:{place[0]}:{place[1]}"
+            where = f"{name}:{place[0]}:{place[1]}"
             if key.tag != "tag:yaml.org,2002:str":
                 raise DescriptionError(f"{where}: {_dotted(path)}: a key is not text", hint="quote it")
             here = (*path, key.value)
             if here in marks:
                 raise DescriptionError(f"{where}: {_dotted(here)}: the key is there twice")
             marks[here] = place
-            _collect(file, value, here, marks)
+            _collect(name, value, here, marks)
         # What is merged in (<<) comes last: a key of the mapping's own wins over it.
         for value in (v for k, v in node.value if k.tag == _MERGE):
             for part in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 merged: dict[_Path, tuple[int, int]] = {}
-                _collect(file, part, path, merged)
+                _collect(name, part, path, merged)
                 marks.update({p: m for p, m in merged.items() if p not in marks})
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
             marks[(*path, number)] = (value.start_mark.line + 1, value.start_mark.column + 1)
-            _collect(file, value, (*path, number), marks)
+            _collect(name, value, (*path, number), marks)
 
 
-def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appliance:
+def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Appliance:
     path = ("appliances", name)
     mirrors = body.get("image_mirrors", {})
     relay = body.get("rtpengine")
@@ -357,7 +375,7 @@ def _appliance(document: _Document, name: str, body: Mapping[str, Any]) -> Appli
     )
 
 
-def _opensips(document: _Document, path: _Path, body: Mapping[str, Any]) -> Opensips:
+def _opensips(document: Document, path: _Path, body: Mapping[str, Any]) -> Opensips:
     given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in body.items()}
     if source := body.get("repository"):
         given["repository"] = PackageRepository(
@@ -367,7 +385,7 @@ def _opensips(document: _Document, path: _Path, body: Mapping[str, Any]) -> Open
     return Opensips(**given, line=document.marks[path][0])
 
 
-def _cross_checks(document: _Document, appliance: Appliance) -> Iterable[str]:
+def _cross_checks(document: Document, appliance: Appliance) -> Iterable[str]:
     path = ("appliances", appliance.name)
     relay = appliance.rtpengine
     elements = (*path, "elements")
