@@ -75,7 +75,7 @@ class CheckResult:
 @dataclass(frozen=True)
 class Finding:
     """One line of an inspection. `outcome` is passed or failed (error where it can't be read back); `because` is
-    empty where no cause was found."""
+    empty where no cause was found. `note` is what somebody should know that is not the image's fault."""
 
     title: str
     outcome: str
@@ -83,6 +83,7 @@ class Finding:
     seen: str
     because: str = ""
     hint: str = ""
+    note: str = ""
 
     @property
     def red(self) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from harness import checks, host, reaper
+from harness import checks, host, known, reaper
 from harness.access import keys, readiness, shell, ssh_config
 from harness.access.readiness import PortClosed, Ready
 from harness.appliance import Appliance
@@ -87,6 +87,7 @@ class Work:
 
     def _build(self, *, force: bool) -> Image:
         with self._stage("build") as say:
+            known.load(self.appliance)  # a mistake in these files is told before the build, not after it
             image = image_build.build(self.appliance, self.settings, self.run, say,
                                       Deadline(DEADLINES["build"]), force=force)
             facts = self.run.facts
@@ -126,8 +127,12 @@ class Work:
             for finding in failed:
                 self.fail(stage="inspect", title=finding.title, where=str(image.path), expected=finding.expected,
                           seen=finding.seen, because=finding.because, next=finding.hint, fault=Fault.IMAGE)
+            notes = [f"{finding.title}: {finding.note}" for finding in findings if finding.note]
+            self.run.facts.setdefault("warnings", []).extend(notes)
             if failed:
                 raise InspectError(f"{len(failed)} of {len(findings)} findings in the image are red: {failed[0].title}")
+        for note in notes:
+            self.progress.line(f"    note: {note}")
 
     def gate(self, image: Image) -> None:
         """Boot the image on this machine before it is sent to a cloud; once an image. Raises as launch() does."""

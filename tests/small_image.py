@@ -1,10 +1,12 @@
 """A small tree, and a small qcow2 of it, in which every look of the inspection is green.
 
-The kernel is an empty file and the daemon a shell: enough for whatever reads files, nothing to boot.
+The kernel is an empty file, the daemon a shell, and systemd-analyze a script that has nothing to say: enough for
+whatever reads files, nothing to boot.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import struct
@@ -45,16 +47,44 @@ def kernel_module(info: dict[str, str]) -> bytes:
     return header + content + names + b"".join(section.pack(*s) for s in sections)
 
 
-def _package(name: str, state: str = "install ok installed", version: str = "1.0-1") -> str:
-    return f"Package: {name}\nStatus: {state}\nArchitecture: amd64\nVersion: {version}\nDescription: {name}\n more\n"
+def _package(name: str, state: str = "install ok installed", version: str = "1.0-1", **fields: str) -> str:
+    further = "".join(f"{field}:{value}\n" for field, value in fields.items())
+    return (f"Package: {name}\nStatus: {state}\nArchitecture: amd64\nVersion: {version}\n{further}"
+            f"Description: {name}\n more\n")
+
+
+CHECKED = {"bin/true": "#!/bin/sh\n", "usr/share/bash/text": "of the package\n", "usr/share/bash/shared": "diverted\n"}
+"""Files of the package bash whose checksums are kept; dpkg names the first by its way through the merged /usr."""
+CONFFILE = ("etc/bash.bashrc", "# nothing\n")
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def owned(root: Path) -> None:
+    """Let dpkg know what is in the tree now as files of the package bash, and one that was left out on purpose."""
+    info = root / "var/lib/dpkg/info"
+    info.mkdir(exist_ok=True)
+    paths = {f"/{path.relative_to(root)}" for path in root.rglob("*") if path.is_symlink() or not path.is_dir()}
+    left_out = "usr/share/man/man1/bash.1.gz"
+    lines = sorted({"/.", *(paths - {"/usr/share/bash/shared.other"}), f"/{left_out}"})
+    (info / "bash.list").write_text("".join(f"{line}\n" for line in lines))
+    sums = {path: _md5(text) for path, text in CHECKED.items()} | {left_out: "0" * 32}
+    (info / "bash.md5sums").write_text("".join(f"{checksum}  {path}\n" for path, checksum in sums.items()))
+    (info / "other.list").write_text("/usr/share/bash/shared\n")
+    (info / "other.md5sums").write_text(f"{_md5('of the other')}  usr/share/bash/shared\n")
+    (root / "var/lib/dpkg/diversions").write_text("/usr/share/bash/shared\n/usr/share/bash/shared.other\nbash\n")
 
 
 def tree(root: Path) -> Path:
     """Write the tree into the empty directory `root`."""
-    for directory in ("etc/ssh", "root", "home", "tmp", "var/tmp", "var/lib/cloud", "var/log", "usr/sbin", "run",
-                      "var/lib/apt/lists/partial", "usr/local/bin", f"{LIBRARIES}/xtables", "usr/lib64"):
+    for directory in ("etc/ssh", "root", "home", "tmp", "proc", "dev", "var/tmp", "var/lib/cloud", "var/log",
+                      "usr/sbin", "run", "var/lib/apt/lists/partial", "usr/local/bin", "usr/share/bash",
+                      f"{LIBRARIES}/xtables", "usr/lib64"):
         (root / directory).mkdir(parents=True)
-    for link, target in {"lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin",
+    for link, target in {"bin": "usr/bin", "lib": "usr/lib", "lib64": "usr/lib64", "sbin": "usr/sbin",
+                         "usr/share/bash/link": "text",
                          "etc/resolv.conf": "../run/systemd/resolve/stub-resolv.conf"}.items():
         (root / link).symlink_to(target)
     conntrack = plan(ConntrackGoal(calls=5000), 1024)
@@ -68,7 +98,12 @@ def tree(root: Path) -> Path:
         f"{modules}/kernel/net/netfilter/x_tables.ko": "",
         "var/lib/dpkg/status": "\n".join([_package(f"linux-image-{KERNEL}", "hold ok installed", "6.1.1-1"),
                                           _package("gcc", "deinstall ok config-files"), _package("gcc-12-base"),
-                                          _package("bash", version="5.2.15-2")]),
+                                          _package("bash", version="5.2.15-2", Conffiles=(
+                                              f"\n /{CONFFILE[0]} {_md5(CONFFILE[1])}\n /etc/old {'0' * 32} obsolete")),
+                                          ]),
+        **{path.replace("bin/", "usr/bin/", 1): text for path, text in CHECKED.items()},
+        "usr/share/bash/shared.other": "of the other", CONFFILE[0]: CONFFILE[1],
+        "usr/bin/systemd-analyze": "#!/bin/sh\n",
         "etc/machine-id": "",
         "etc/passwd": "root:x:0:0:root:/root:/bin/bash\ndebian:x:1000:1000::/home/debian:/bin/bash\n",
         "etc/shadow": "root:!*:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\ndebian:!:19000:0:99999:7:::\n",
@@ -103,6 +138,9 @@ def tree(root: Path) -> Path:
                            ("ld-linux-x86-64.so.2", "usr/lib64")):
         shutil.copy(Path("/lib/x86_64-linux-gnu", library), root / place / library)
     (root / LIBRARIES / "xtables/libz.so.1").rename(root / LIBRARIES / "xtables/libxt_RTPENGINE.so")
+    shutil.copy("/bin/sh", root / "usr/bin/sh")
+    (root / "usr/bin/systemd-analyze").chmod(0o755)
+    owned(root)
     return root
 
 
@@ -130,6 +168,7 @@ def add_proxy(root: Path, project: Path) -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(content)
     enable(root, "opensips.service")
+    owned(root)
 
 
 def enable(root: Path, unit: str) -> None:

@@ -41,6 +41,20 @@ shift
 exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C "$@"
 """
 
+# As above, for a file system that is mounted nowhere yet. systemd's programs want a /run of their own, and as process 1
+# they would write to the kernel's log what they have to say: so that is the shell.
+_ENTER_DEVICE = """
+set -eu
+root=/mnt
+mount -t ext4 -o ro,noload,nosuid "$1" "$root"; shift
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+for place in tmp run; do mount -t tmpfs -o mode=1777 tmpfs "$root/$place"; done
+ended=0
+env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C chroot "$root" "$@" || ended=$?
+exit $ended
+"""
+
 
 def contained(argv: Sequence[str | os.PathLike[str]]) -> list[str]:
     """`argv` in namespaces of its own."""
@@ -57,6 +71,11 @@ def contained_in(root: Path, argv: Sequence[str], **binds: Path) -> list[str]:
     """`argv` inside `root` (a directory with a system in it); every one of `binds` appears there as /mnt/<name>."""
     pairs = [word for name, path in binds.items() for word in (name, os.fspath(path))]
     return contained(["sh", "-c", _ENTER, "enter", os.fspath(root), *pairs, "--", *argv])
+
+
+def contained_on(device: str, argv: Sequence[str]) -> list[str]:
+    """`argv` inside the system on a block device with ext4, which is not written to."""
+    return contained(["sh", "-c", _ENTER_DEVICE, "enter", device, *argv])
 
 
 def _memory() -> int:

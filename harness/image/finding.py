@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from harness import conntrack
+from harness import known as known_files
 from harness.appliance import Appliance, Opensips, Rtpengine
 from harness.image.root import Root
+from harness.known import Known
 from harness.results import Finding
 
 MODULE = "xt_RTPENGINE"
@@ -30,6 +32,7 @@ class Expectation:
     proxy: Opensips | None
     conntrack: conntrack.ConntrackPlan | None
     stateless: bool
+    known: Known
 
 
 IMAGE_LIMIT = 300_000_000
@@ -37,7 +40,8 @@ IMAGE_LIMIT = 300_000_000
 
 
 def expectation(appliance: Appliance, kernel: str) -> Expectation:
-    """What an image of `appliance` with the kernel `kernel` must be. Raises DescriptionError as conntrack.plan()."""
+    """What an image of `appliance` with the kernel `kernel` must be. Raises DescriptionError as conntrack.plan() and
+    known.load()."""
     goal = appliance.conntrack
     return Expectation(
         kernel=kernel,
@@ -49,22 +53,24 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
         proxy=appliance.opensips,
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),
         stateless=goal is not None and goal.stateless,
+        known=known_files.load(appliance),
     )
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one look saw, compared with what was expected."""
+    """What one look saw, compared with what was expected; `note` as in Finding."""
 
     good: bool
     expected: str
     seen: str
     because: str = ""
     hint: str = ""
+    note: str = ""
 
     def titled(self, title: str) -> Finding:
         return Finding(title, "passed" if self.good else "failed", self.expected, self.seen,
-                       "" if self.good else self.because, "" if self.good else self.hint)
+                       "" if self.good else self.because, "" if self.good else self.hint, self.note)
 
 
 @dataclass(frozen=True)

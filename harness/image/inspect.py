@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from harness.deadline import Deadline
 from harness.errors import InspectError
-from harness.image import gpt, hygiene, software
+from harness.image import gpt, hygiene, ownership, software, unitfiles
 from harness.image.finding import Check, Expectation, Seen, expectation
 from harness.image.root import Root, loop_device, mounted, raw_copy, virtual_size
 from harness.process import run as command
@@ -50,6 +50,7 @@ def inspect(image: Path, expect: Expectation, say: Callable[[str], None], deadli
                 for finding in contents(root, expect):
                     findings.append(finding)
                     say(f"{len(findings)} checks")
+                add(unitfiles.TITLE, unitfiles.verified(device, root, expect, deadline))
     return findings
 
 
@@ -68,6 +69,7 @@ def _selected(expect: Expectation) -> Iterator[Check]:
     if expect.conntrack:
         yield from software.CONNTRACK_CHECKS
     yield from hygiene.CHECKS
+    yield from ownership.CHECKS
 
 
 def _look(check: Check, root: Root, expect: Expectation) -> Seen:

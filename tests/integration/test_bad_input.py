@@ -70,6 +70,15 @@ def test_an_unknown_key(inv: Inv, tmp_path: Path) -> None:
     inv.refused(ended, 2, f"appliances.yaml:{line}:", "kernal")
 
 
+def test_a_mistake_in_what_is_known(inv: Inv, tmp_path: Path) -> None:
+    file = described(tmp_path, (PROJECT / "appliances.yaml").read_text())
+    (tmp_path / "known").mkdir()
+    (tmp_path / "known/rtpengine.yaml").write_text(
+        'units:\n  - pattern: "^kernel: ("\n    reason: it is so\n    until: 2027-02-30\n')
+    inv.refused(inv.having(appliances=file)("build"), 2,
+                "known/rtpengine.yaml:2:5: units.0.pattern: is no regular expression: missing ), unterminated")
+
+
 def test_no_description_at_all(inv: Inv, tmp_path: Path) -> None:
     inv.refused(inv.having(appliances=tmp_path / "nowhere.yaml")("build"), 2, "nowhere.yaml: No such file")
 

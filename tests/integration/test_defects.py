@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
 import pytest
 
 from harness.appliance import Appliance
 from harness.deadline import Deadline
+from harness.image import gpt, ownership, unitfiles
 from harness.image.build import Image
 from harness.image.finding import expectation
 from harness.image.inspect import inspect
+from harness.known import unexpected
 from tests.real_server import Booted
 
 pytestmark = pytest.mark.root
 
+INTACT, KNOWN = (check.title for check in ownership.CHECKS)
 Alter = Callable[[str], Image]
 Boot = Callable[[Image], AbstractContextManager[Booted]]
 
@@ -44,7 +50,7 @@ DEFECTS = [
            "usr/libexec/rtpengine/kernel-forwarding", "", "test_rule_to_module[ip6tables]"),
     Defect("host key in the image",
            "ssh-keygen -q -t ed25519 -N '' -f etc/ssh/ssh_host_ed25519_key; touch -d '1 day ago' etc/ssh/ssh_host_*; "
-           "echo 'ssh_deletekeys: false' >etc/cloud/cloud.cfg.d/99-keep.cfg",
+           "echo 'ssh_deletekeys: false' >>etc/cloud/cloud.cfg.d/92_voip-appliance-network.cfg",
            "no SSH host keys", "test_host_key_made_here"),
     Defect("no rule for the log", "rm etc/rsyslog.d/30-rtpengine.conf",
            "the relay logs to its own file", "test_log_written"),
@@ -79,6 +85,36 @@ def test_defect_before_it_boots(defect: Defect, altered: Alter, real_appliance: 
 def test_defect_on_a_server(defect: Defect, altered: Alter, booted: Boot) -> None:
     with booted(altered(defect.script)) as server:
         assert server.red() == [defect.check]
+
+
+def test_what_packages_did_not_bring_is_named(altered: Alter, real_appliance: Appliance, tmp_path: Path) -> None:
+    """Files of packages as dpkg itself sees them; files of nobody; an ordering cycle as the image's systemd sees it."""
+    image = altered("echo >>usr/sbin/visudo; rm usr/bin/ssh-keygen usr/lib/x86_64-linux-gnu/libz.so.1; "
+                    "echo >>etc/sudo.conf; echo >etc/strange.conf; touch usr/lib/strange.so; "
+                    "sed -i '/^.Unit.$/a Before=sysinit.target' etc/systemd/system/rtpengine.service")
+    red = {line.split(":")[0]: line for line in looked(image, real_appliance)}
+    assert red.keys() >= {INTACT, KNOWN, unitfiles.TITLE}
+    assert "/etc/strange.conf, /usr/lib/strange.so" in red[KNOWN]
+    assert "ordering cycle" in red[unitfiles.TITLE] and "rtpengine.service" in red[unitfiles.TITLE]
+    changed, missing = (set(re.findall(rf"(/\S+) of \S+ is {word}", red[INTACT])) for word in ("changed", "missing"))
+    assert changed == {"/usr/sbin/visudo", "/etc/sudo.conf"}
+    assert missing == {"/usr/bin/ssh-keygen", "/usr/lib/x86_64-linux-gnu/libz.so.1"}
+    # What dpkg names besides is what known/ has as left out on purpose.
+    left_out = expectation(real_appliance, image.kernel).known.missing
+    named = {line.split()[-1]: line.split()[0] for line in verified_by_dpkg(tmp_path / "altered.raw")}
+    strange, _ = unexpected((path if path.startswith(("/usr/", "/etc/", "/var/")) else f"/usr{path}" for path in named),
+                            left_out)
+    assert set(strange) == changed | missing
+
+
+def verified_by_dpkg(disk: Path) -> list[str]:
+    with disk.open("rb") as file:
+        partition = gpt.read(file).root
+    assert partition
+    options = f"ro,noload,loop,offset={partition.offset},sizelimit={partition.size}"
+    script = f'mount -o {options} "$1" /mnt; dpkg --root=/mnt --verify'
+    return subprocess.run(["unshare", "--mount", "sh", "-euc", script, "sh", disk], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, text=True).stdout.splitlines()
 
 
 @dataclass(frozen=True)

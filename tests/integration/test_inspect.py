@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from harness.deadline import Deadline
 from harness.errors import HostError, InspectError
-from harness.image import gpt, inspect, manifest
+from harness.image import gpt, inspect, manifest, ownership, unitfiles
 from harness.image.root import loop_device, root_of
+from harness.known import KnownLine
 from tests import small_image
 from tests.small_image import KERNEL
 
 pytestmark = pytest.mark.root
 EXPECT = inspect.expectation(small_image.appliance(), KERNEL)
+INTACT, KNOWN = (check.title for check in ownership.CHECKS)
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +109,9 @@ def test_partition_tables_are_read_as_sgdisk_does(disk: Path, tmp_path: Path) ->
     ("a boot loader is installed", lambda disk: overwrite(disk, 0, bytes(440))),
     ("a boot loader is installed", lambda disk: overwrite(disk, 2**20, bytes(512))),
     ("the file system is clean", debugfs("set_inode_field /etc/passwd links_count 5")),
+    (unitfiles.TITLE, debugfs("rm /usr/bin/sh")),
+    (INTACT, debugfs("rm /usr/share/bash/text", "write /proc/self/cmdline /usr/share/bash/text")),
+    (KNOWN, debugfs("write /proc/self/cmdline /etc/strange")),
     ("exactly one kernel", debugfs(f"rm /boot/vmlinuz-{KERNEL}")),
     ("no SSH host keys", debugfs("write /proc/self/cmdline /etc/ssh/ssh_host_rsa_key")),
     ("no password is set", debugfs("rm /etc/shadow")),
@@ -117,7 +124,22 @@ def test_a_defect_turns_one_line_red(disk: Path, title: str, defect: Callable[[P
         # Without its type the BIOS boot partition is not found, so neither is the code in it.
         assert lines[0] == title and set(lines) <= {"the partition table is sound", "a boot loader is installed"}
     else:
-        assert lines == [title]
+        assert [line for line in lines if line != INTACT or title == INTACT] == [title]
+
+
+def test_what_systemd_analyze_says_is_quoted_and_may_be_known(tmp_path: Path) -> None:
+    tree = small_image.tree(tmp_path / "tree")
+    (tree / "usr/bin/systemd-analyze").write_text('#!/bin/sh\necho "a.service: ordering cycle of $*"\n')
+    image = small_image.qcow2(small_image.disk(tree, tmp_path / "disk"), tmp_path / "image.qcow2")
+    (finding,) = [f for f in look(image) if f.outcome != "passed"]
+    assert finding.title == unitfiles.TITLE
+    assert finding.seen.startswith("a.service: ordering cycle of verify --man=no default.target cloud-config.service")
+    assert "leaving out" in finding.because
+    entry = KnownLine(re.compile("^a.service: ordering cycle"), "because", date.max, "known/a.yaml:3")
+    assert red(image, replace(EXPECT, known=replace(EXPECT.known, units=(entry,)))) == []
+    old = replace(EXPECT, known=replace(EXPECT.known, units=(replace(entry, until=date(2026, 1, 1)),)))
+    (finding,) = [f for f in look(image, old) if f.outcome != "passed"]
+    assert finding.seen == "known/a.yaml:3 (until 2026-01-01: because) is to be looked at again"
 
 
 def test_a_leaked_cluster(image: Path) -> None:
@@ -139,6 +161,7 @@ def test_a_full_file_system(tmp_path: Path) -> None:
     tree = small_image.tree(tmp_path / "tree")
     (tree / "srv").mkdir()
     (tree / "srv/ballast").write_bytes(os.urandom(47 * 2**20))
+    small_image.owned(tree)
     disk = small_image.disk(tree, tmp_path / "disk")
     assert red(small_image.qcow2(disk, tmp_path / "image.qcow2")) == ["the root file system has room"]
 

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from harness.appliance import Opensips, Rtpengine
-from harness.image import inspect
+from harness.image import inspect, ownership
 from harness.image.finding import expectation
 from harness.image.root import Root
+from harness.known import Known, KnownFile
 from harness.results import Finding
 from tests import small_image
 from tests.conftest import PROJECT
 from tests.small_image import KERNEL, LIBRARIES
 
 Defect = Callable[[Path], object]
+INTACT, KNOWN = (check.title for check in ownership.CHECKS)
+EXPECT = expectation(small_image.appliance(), KERNEL)
 
 
 def write(path: str, text: str) -> Defect:
@@ -156,6 +159,17 @@ DEFECTS: list[tuple[str, str, Defect]] = [
     ("no name server of the build host", "no file", remove("etc/resolv.conf")),
     ("set-user-id programs are the known ones", "another",
      lambda root: [write("usr/bin/mysu", "x")(root), (root / "usr/bin/mysu").chmod(0o4755)]),
+    (INTACT, "another content", append("usr/share/bash/text", "x")),
+    (INTACT, "a file away", remove("usr/share/bash/text")),
+    (INTACT, "a link away", remove("usr/share/bash/link")),
+    (INTACT, "behind a link of the merged /usr", append("usr/bin/true", "x")),
+    (INTACT, "a file that is diverted", append("usr/share/bash/shared.other", "x")),
+    (INTACT, "a file that diverts another", append("usr/share/bash/shared", "x")),
+    (INTACT, "configuration", append("etc/bash.bashrc", "x")),
+    (INTACT, "a directory in its place", lambda root: [remove("usr/share/bash/text")(root),
+                                                       (root / "usr/share/bash/text").mkdir()]),
+    (KNOWN, "a file", write("usr/lib/strange/file", "")),
+    (KNOWN, "a link", lambda root: (root / "etc/strange").symlink_to("passwd")),
 ]
 
 
@@ -197,7 +211,7 @@ def tree(good: Path, tmp_path: Path) -> Path:
 def look(tree: Path, expect: inspect.Expectation | None = None) -> list[Finding]:
     descriptor = os.open(tree, os.O_PATH | os.O_DIRECTORY)
     try:
-        return list(inspect.contents(Root(descriptor), expect or expectation(small_image.appliance(), KERNEL)))
+        return list(inspect.contents(Root(descriptor), expect or EXPECT))
     finally:
         os.close(descriptor)
 
@@ -216,6 +230,8 @@ def test_a_good_tree_is_green(good: Path) -> None:
 @pytest.mark.parametrize(("title", "defect"), [pytest.param(t, d, id=f"{t}: {name}") for t, name, d in DEFECTS])
 def test_a_defect_turns_one_line_red(tree: Path, title: str, defect: Defect) -> None:
     defect(tree)
+    if title not in (INTACT, KNOWN):
+        small_image.owned(tree)
     failed = [f for f in look(tree) if f.outcome != "passed"]
     assert [f.title for f in failed] == [title]
     assert failed[0].seen and failed[0].seen != failed[0].expected
@@ -239,6 +255,7 @@ def test_a_good_tree_with_a_proxy_is_green(proxy: Path) -> None:
 @pytest.mark.parametrize(("title", "defect"), [pytest.param(t, d, id=f"{t}: {n}") for t, n, d in PROXY_DEFECTS])
 def test_a_defect_of_the_proxy_turns_one_line_red(proxy: Path, title: str, defect: Defect) -> None:
     defect(proxy)
+    small_image.owned(proxy)
     failed = [f for f in look(proxy, WITH_PROXY) if f.outcome != "passed"]
     assert [f.title for f in failed] == [title]
     assert failed[0].seen and failed[0].seen != failed[0].expected
@@ -254,6 +271,40 @@ def test_all_red_lines_are_reported(tree: Path) -> None:
     assert len(red(look(tree))) == 3
 
 
+def test_strange_files_are_named_and_where_they_would_be_known(tree: Path) -> None:
+    append("usr/share/bash/text", "x")(tree)
+    remove("usr/bin/true")(tree)
+    write("etc/strange.conf", "")(tree)
+    found = {f.title: f for f in look(tree)}
+    assert found[INTACT].seen == "/usr/share/bash/text of bash is changed, /usr/bin/true of bash is missing"
+    assert found[KNOWN].seen == "/etc/strange.conf"
+    assert all("known/<element>.yaml" in found[title].hint for title in (INTACT, KNOWN))
+
+
+def test_what_is_known_is_green_and_what_is_gone_is_a_note(tree: Path) -> None:
+    append("usr/share/bash/text", "x")(tree)
+    remove("usr/bin/true")(tree)
+    write("etc/strange.conf", "")(tree)
+
+    def of(*patterns: str, optional: bool = False) -> tuple[KnownFile, ...]:
+        return tuple(KnownFile(pattern, "because", "known/a.yaml:7", optional) for pattern in patterns)
+
+    man = of("/usr/share/man/*")
+    known = Known(missing=(*man, *of("/usr/bin/t*")), changed=of("/usr/share/*/text", "/etc/away"),
+                  unowned=of("/var/lib/dpkg/info/*", "/var/lib/dpkg/diversions", "/etc/strange.*", "/etc/gone",
+                             "/etc/gone-too"))
+    found = {f.title: f for f in look(tree, replace(EXPECT, known=known))}
+    paths = len((tree / "var/lib/dpkg/info/bash.list").read_text().splitlines())  # /. in it, the other package's not
+    assert (found[INTACT].outcome, found[INTACT].seen) == ("passed", f"{paths} paths, 2 left out on purpose")
+    assert found[INTACT].note == "nothing is there any more of /etc/away (known/a.yaml:7): take the line away"
+    assert found[KNOWN].outcome == "passed", found[KNOWN]
+    assert found[KNOWN].note == ("nothing is there any more of /etc/gone (known/a.yaml:7), "
+                                 "/etc/gone-too (known/a.yaml:7): take the line away")
+    optional = replace(known, changed=of("/usr/share/*/text"), unowned=(
+        *of("/var/lib/dpkg/*", "/etc/strange.*"), *of("/etc/gone", optional=True)))
+    assert [f.note for f in look(tree, replace(EXPECT, known=optional)) if f.note] == []
+
+
 def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
     wanted = replace(small_image.appliance(), image_mirror="http://mirror.invalid/debian/",
                      rtpengine=Rtpengine(version="10.5.3.5", sources=(), table=-1, redis=True))
@@ -261,6 +312,7 @@ def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
     small_image.enable(tree, "redis-server.service")
     change(RTPENGINE_CONF, "table = 0", "table = -1\nredis = 127.0.0.1:6379/1")(tree)
     remove("etc/modules-load.d/rtpengine.conf")(tree)
+    small_image.owned(tree)
     assert red(look(tree, expectation(wanted, KERNEL))) == []
 
 
@@ -284,6 +336,7 @@ def test_an_appliance_without_relay_is_not_searched_for_one(tree: Path) -> None:
         shutil.rmtree(tree / path)
     for unit in ("rtpengine", "rsyslog"):
         (tree / WANTS / f"{unit}.service").unlink()
+    small_image.owned(tree)
     assert red(look(tree, expectation(plain, KERNEL))) == []
 
 
