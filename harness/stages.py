@@ -117,22 +117,26 @@ class Work:
 
     def inspect(self, image: Image) -> None:
         """Look into the image without booting it. Raises InspectError when a finding is red."""
-        with self._stage("inspect") as say:
-            findings = look_into(image.path, expectation(self.appliance, image.kernel), say,
-                                 Deadline(DEADLINES["inspect"]))
-            write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
-            failed = [f for f in findings if f.red]
-            red = f", {len(failed)} FAILED" if failed else ""
-            say(f"{len(findings) - len(failed)} passed{red}" if red else f"{len(findings)} checks")
-            for finding in failed:
-                self.fail(stage="inspect", title=finding.title, where=str(image.path), expected=finding.expected,
-                          seen=finding.seen, because=finding.because, next=finding.hint, fault=Fault.IMAGE)
-            notes = [f"{finding.title}: {finding.note}" for finding in findings if finding.note]
-            self.run.facts.setdefault("warnings", []).extend(notes)
-            if failed:
-                raise InspectError(f"{len(failed)} of {len(findings)} findings in the image are red: {failed[0].title}")
-        for note in notes:
-            self.progress.line(f"    note: {note}")
+        notes: list[str] = []
+        try:
+            with self._stage("inspect") as say:
+                findings = look_into(image.path, expectation(self.appliance, image.kernel), say,
+                                     Deadline(DEADLINES["inspect"]))
+                write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
+                failed = [f for f in findings if f.red]
+                red = f", {len(failed)} FAILED" if failed else ""
+                say(f"{len(findings) - len(failed)} passed{red}" if red else f"{len(findings)} checks")
+                for finding in failed:
+                    self.fail(stage="inspect", title=finding.title, where=str(image.path), expected=finding.expected,
+                              seen=finding.seen, because=finding.because, next=finding.hint, fault=Fault.IMAGE)
+                notes += [f"{finding.title}: {finding.note}" for finding in findings if finding.note]
+                self.run.facts.setdefault("warnings", []).extend(notes)
+                if failed:
+                    raise InspectError(f"{len(failed)} of {len(findings)} findings in the image are red: "
+                                       f"{failed[0].title}")
+        finally:
+            for note in notes:
+                self.progress.line(f"    note: {note}")
 
     def gate(self, image: Image) -> None:
         """Boot the image on this machine before it is sent to a cloud; once an image. Raises as launch() does."""
