@@ -169,8 +169,6 @@ class Appliance:
     conntrack: ConntrackGoal | None
     image_mirror: str
     image_security_mirror: str
-    accept_expired_release: bool
-    """Whether mirrors may be used whose Release file has expired."""
     file: Path
     line: int
 
@@ -369,7 +367,6 @@ def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Applia
         conntrack=None if goal is None else ConntrackGoal(**goal),
         image_mirror=mirrors.get("main", ""),
         image_security_mirror=mirrors.get("security", ""),
-        accept_expired_release=body.get("accept_expired_release", False),
         file=document.file,
         line=document.marks[path][0],
     )

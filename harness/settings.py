@@ -17,8 +17,9 @@ class Settings:
     """Every field can be set in dialtone.toml by its name and in the environment as DIALTONE_<NAME>.
 
     Paths are relative to the project; an empty string means "find out": the mirrors are then taken from this
-    machine's own apt configuration, the accelerator is the best one that really boots a guest. `opensips_…` name an
-    OpenSIPS that runs here, for tests and measurements.
+    machine's own apt configuration, and so is whether they may be used when their Release file has expired; the
+    accelerator is the best one that really boots a guest. `opensips_…` name an OpenSIPS that runs here, for tests and
+    measurements.
     """
 
     project: Path
@@ -28,6 +29,7 @@ class Settings:
     cloud: str = "local"
     mirror: str = ""
     security_mirror: str = ""
+    expired_mirrors: str = ""
     accelerator: str = ""
     cpu: str = ""
     floating_cidr: str = "198.18.0.0/16"
@@ -68,13 +70,15 @@ class Settings:
         defaults = cls(project)
         typed: dict[str, Any] = {n: _as(type(getattr(defaults, n)), n, value) for n, value in values.items()}
         settings = replace(defaults, **typed)
-        if settings.keep not in KEEP:
-            raise DescriptionError(f"keep is {settings.keep!r}", hint="it can be " + ", ".join(KEEP))
+        for name, known_values in (("keep", KEEP), ("expired_mirrors", EXPIRED_MIRRORS)):
+            if (value := getattr(settings, name)) and value not in known_values:
+                raise DescriptionError(f"{name} is {value!r}", hint="it can be " + ", ".join(known_values))
         return replace(settings, appliances=project / settings.appliances, runs=project / settings.runs,
                        cache=project / settings.cache)
 
 
 KEEP = ("never", "failed", "always")
+EXPIRED_MIRRORS = ("refuse", "accept")
 
 
 def _as(kind: type, name: str, value: object) -> object:

@@ -162,7 +162,7 @@ def _prepared(settings: Settings, run: Run, appliance: Appliance, say: Callable[
                                hint=f"a source of kind {', '.join(_TREES)} has them (appliances.yaml)")
 
     def state(source_packages: bool) -> AptState:
-        mirrors = apt_mirrors(settings, appliance.release, accept_expired=appliance.accept_expired_release)
+        mirrors = apt_mirrors(settings, appliance.release)
         return state_for(settings.cache, mirrors, appliance.release, appliance.architecture,
                          source_packages=source_packages)
 

@@ -32,7 +32,7 @@ def appliance() -> Appliance:
         datasources=("ConfigDrive", "OpenStack", "NoCloud"), server=ServerSize(memory=1024, cpus=1, disk=2), ports=(),
         checks=(), rtpengine=Rtpengine(version="10.5.3.5", sources=()), opensips=None,
         conntrack=ConntrackGoal(calls=5000),
-        image_mirror="", image_security_mirror="", accept_expired_release=False, file=Path("appliances.yaml"), line=1)
+        image_mirror="", image_security_mirror="", file=Path("appliances.yaml"), line=1)
 
 
 def kernel_module(info: dict[str, str]) -> bytes:

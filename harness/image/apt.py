@@ -202,7 +202,7 @@ def refusal(output: str) -> MirrorError:
     late = re.findall(r"Release file for (\S+) is expired \(invalid since ([^)]+)\)", output)
     if late:
         return ExpiredMirror("the mirror is too old: " + ", ".join(f"{file} expired {age} ago" for file, age in late),
-                             hint=_OTHERS)
+                             hint='name another in dialtone.toml, or accept it there: expired_mirrors = "accept"')
     return MirrorError("the package lists can't be fetched: " + reason(output), excerpt="\n".join(complaints(output)),
                        hint=_OTHERS)
 

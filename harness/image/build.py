@@ -29,7 +29,7 @@ from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, InspectError
 from harness.image import base, builder, dib, loops, manifest, pins, repository, sbom, sources
-from harness.image.apt import DAY, AptState, ExpiredMirror, state_for
+from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
 from harness.image.compile import Artifact, compile_artifact, packages_of
@@ -73,12 +73,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     Raises DescriptionError, HostError (mirror, disk), BuildError.
     """
     state = _state(appliance, settings)
-    try:
-        state.refresh(deadline, older_than=0 if force else DAY)
-    except ExpiredMirror as error:
-        error.hint = (f"name another in dialtone.toml, or accept it: accept_expired_release: true in "
-                      f"{appliance.file.name}:{appliance.line}, appliances.{appliance.name}")
-        raise
+    state.refresh(deadline, older_than=0 if force else DAY)
     if expired := accepted(state.releases, datetime.now(UTC)):
         run.facts.setdefault("warnings", []).append(expired)
     aged = pins.aged(appliance, state, lambda: _state(appliance, settings, source_packages=True), deadline)
@@ -293,7 +288,7 @@ def _notes(choice: SourceChoice | None) -> tuple[str, ...]:
 
 
 def _state(appliance: Appliance, settings: Settings, *, source_packages: bool = False) -> AptState:
-    mirrors = apt_mirrors(settings, appliance.release, accept_expired=appliance.accept_expired_release)
+    mirrors = apt_mirrors(settings, appliance.release)
     if appliance.opensips:
         further = repository.entry(appliance, repository.required(appliance), settings.cache)
         mirrors = replace(mirrors, further=(further,))

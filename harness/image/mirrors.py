@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import HostError
+from harness.process import run
 from harness.settings import Settings
 
 APT = Path("/etc/apt")
@@ -51,10 +52,10 @@ class AptMirrors:
         return own + "".join(f"{' '.join(words)}\n" for words in others)
 
 
-def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT, *,
-                accept_expired: bool = False) -> AptMirrors:
+def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT) -> AptMirrors:
     """The mirrors to use for `release`. A machine that runs another release serves this one from the same mirror.
 
+    That this machine's apt compares no dates holds for its own mirrors, not for those that the settings name.
     Raises HostError where neither the settings nor the configuration below `apt` name one.
     """
     found = list(entries(apt))
@@ -66,8 +67,15 @@ def apt_mirrors(settings: Settings, release: str = "bookworm", apt: Path = APT, 
                             hint=f"name it in dialtone.toml ({setting}) or in {apt}/sources.list")
     keyrings = [e.keyring for e in found if e.keyring and e.uri.rstrip("/") == main.rstrip("/")]
     keyring = keyrings[0] if keyrings else DEFAULT_KEYRING
+    named = settings.mirror or settings.security_mirror
+    accept = settings.expired_mirrors == "accept" if settings.expired_mirrors or named else accepts_expired()
     return AptMirrors(main.rstrip("/"), security.rstrip("/"), keyring if keyring.exists() else None,
-                      accept_expired=accept_expired)
+                      accept_expired=accept)
+
+
+def accepts_expired() -> bool:
+    """Whether this machine's apt is told to compare no dates (Acquire::Check-Valid-Until, apt.conf(5))."""
+    return "V='false'" in run(["apt-config", "shell", "V", "Acquire::Check-Valid-Until/b"]).stdout.splitlines()
 
 
 def entries(apt: Path = APT) -> Iterator[Entry]:

@@ -53,7 +53,7 @@ def accepted(releases: Sequence[Release], now: datetime) -> str | None:
     """One sentence on those that are too old and are used nevertheless; None where none is."""
     old = [f"{release.codename} {age(since)} ago (valid until {_written(release.valid_until)})"
            for release in releases if release.valid_until and (since := release.expired(now))]
-    return f"the mirror has expired, and accept_expired_release takes it: {', '.join(old)}" if old else None
+    return f"the mirror has expired and is used nevertheless: {', '.join(old)}" if old else None
 
 
 def age(span: timedelta) -> str:

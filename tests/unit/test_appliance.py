@@ -62,9 +62,6 @@ def test_what_is_said_and_what_is_left_out(tmp_path):
     git, debian = relay.rtpengine.sources
     assert (git.kind, git.tag, git.line) == ("git", "mr10.5.3.5", 10)
     assert (debian.kind, debian.package, debian.line) == ("debian-source", "rtpengine", 15)
-    assert not relay.accept_expired_release
-    old = GOOD.replace("    elements:", "    accept_expired_release: true\n    elements:", 1)
-    assert select(_load(tmp_path, old), "relay").accept_expired_release
 
 
 @pytest.mark.parametrize(("written", "endpoint", "here"), [
@@ -89,11 +86,8 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
     ("    release: bookworm\n", "",
      "appliances.yaml:2:3: appliances.relay: 'release' is missing"),
     ("release: bookworm", "release: bookworm\n    colour: red",
-     "appliances.yaml:5:5: appliances.relay.colour: unknown key; known: accept_expired_release, architecture, "
-     "checks, conntrack, datasources, description, elements, image_mirrors, kernel, opensips, ports, release, "
-     "rtpengine, server, user"),
-    ("release: bookworm", "release: bookworm\n    accept_expired_release: 30 days",
-     "appliances.yaml:5:5: appliances.relay.accept_expired_release: '30 days' is not of type 'boolean'"),
+     "appliances.yaml:5:5: appliances.relay.colour: unknown key; known: architecture, checks, conntrack, "
+     "datasources, description, elements, image_mirrors, kernel, opensips, ports, release, rtpengine, server, user"),
     ("release: bookworm", "release: bookworm\n    image_mirrors: {main: packages.example.org}",
      'appliances.yaml:5:21: appliances.relay.image_mirrors.main: "packages.example.org" is not an address of packages '
      "(like https://packages.example.org/debian)"),

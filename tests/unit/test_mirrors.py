@@ -16,9 +16,17 @@ DATES = "check-date=yes check-valid-until=yes"
 
 
 @pytest.fixture
-def apt(tmp_path: Path) -> Path:
+def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "apt/sources.list.d").mkdir(parents=True)
+    machine(monkeypatch, tmp_path, "")
     return tmp_path / "apt"
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, configuration: str) -> None:
+    """What this machine's apt is told."""
+    file = tmp_path / "apt.conf"
+    file.write_text(f'Dir::Etc "{tmp_path}/apt";\n{configuration}')
+    monkeypatch.setenv("APT_CONFIG", str(file))
 
 
 def settings(tmp_path: Path, **values: str) -> Settings:
@@ -62,6 +70,18 @@ def test_settings_win(apt: Path, tmp_path: Path) -> None:
     (apt / "sources.list").write_text(f"deb {MAIN} bookworm main\ndeb {SECURITY} bookworm-security main\n")
     found = apt_mirrors(settings(tmp_path, mirror="http://mine.example/debian/"), "bookworm", apt)
     assert (found.main, found.security) == ("http://mine.example/debian", SECURITY)
+
+
+@pytest.mark.parametrize(("values", "told", "accepted"), [
+    ({}, "", False), ({}, "true", False), ({}, "false", True), ({}, "0", True),
+    ({"expired_mirrors": "accept"}, "", True), ({"expired_mirrors": "refuse"}, "false", False),
+    ({"mirror": "http://mine.example"}, "false", False), ({"security_mirror": "http://mine.example"}, "false", False),
+    ({"mirror": "http://mine.example", "expired_mirrors": "accept"}, "", True)])
+def test_who_accepts_a_mirror_that_has_expired(apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               values: dict[str, str], told: str, accepted: bool) -> None:
+    (apt / "sources.list").write_text(f"deb {MAIN} bookworm main\ndeb {SECURITY} bookworm-security main\n")
+    machine(monkeypatch, tmp_path, f'Acquire::Check-Valid-Until "{told}";\n' if told else "")
+    assert apt_mirrors(settings(tmp_path, **values), "bookworm", apt).accept_expired is accepted
 
 
 def test_no_security_mirror_is_said(apt: Path, tmp_path: Path) -> None:

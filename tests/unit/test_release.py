@@ -65,8 +65,8 @@ def test_the_age_is_said_where_it_is_accepted() -> None:
     found = parse(TEXT)
     assert found
     assert accepted([found, found], NOW) == (
-        "the mirror has expired, and accept_expired_release takes it: forky 22 days ago (valid until 2026-11-06 08:08 "
-        "UTC), forky 22 days ago (valid until 2026-11-06 08:08 UTC)")
+        "the mirror has expired and is used nevertheless: forky 22 days ago (valid until 2026-11-06 08:08 UTC), "
+        "forky 22 days ago (valid until 2026-11-06 08:08 UTC)")
 
 
 @pytest.mark.parametrize(("span", "text"), [
