@@ -22,6 +22,7 @@ from harness.cloud import (
     Server,
     ServerSpec,
     capacity,
+    cinder,
     gateway,
     glance,
     neutron,
@@ -86,8 +87,11 @@ class OpenStackCloud:
             more |= {"networks": 1, "subnets": 1, "routers": 1, "ports": need.count + 2}
         if not options.security_group:
             more["security groups"] = 1
+        if options.volume:
+            more |= {"volumes": need.count, "GiB of volumes": need.disk * need.count}
         project = str(self.api.get("login", lambda: self.api.sdk.current_project_id))
-        limits = [*nova.quota(self.api), *neutron.quota(self.api, project)]
+        limits = [*nova.quota(self.api), *neutron.quota(self.api, project),
+                  *(cinder.quota(self.api) if options.volume else ())]
         short = capacity.shortages(limits, more)
         if short:
             raise CloudError(f"{self.name}: the quota is too small: {'; '.join(short)}",
