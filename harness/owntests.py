@@ -23,6 +23,8 @@ def run_tests(settings: Settings, *, unit: bool, nightly: bool, options: Sequenc
     code = run_lint(settings)
     if not code:
         selection = [] if nightly else ["-m", "not nightly"]
+        if nightly:
+            os.environ.setdefault("DIALTONE_TESTCLOUD_VOLUMES", "true")
         trees = ["tests/unit"] if unit else ["tests/unit", "tests/integration"]
         if any((settings.project / option.partition("::")[0]).exists() for option in options):
             trees = []

@@ -35,6 +35,7 @@ class Settings:
     floating_cidr: str = "198.18.0.0/16"
     testcloud_link: str = "198.19.255.0/30"
     testcloud_external: str = "198.19.0.0/24"
+    testcloud_volumes: bool = False
     egress: bool = False
     sip_root: str = ""
     opensips_mi: str = ""

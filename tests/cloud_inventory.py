@@ -18,6 +18,9 @@ def of(settings: Settings) -> dict[str, list[str]]:
         "networks": sdk.network.networks(), "subnets": sdk.network.subnets(), "routers": sdk.network.routers(),
         "ports": sdk.network.ports(), "floating IPs": sdk.network.ips(),
         "security groups": sdk.network.security_groups(), "rules": sdk.network.security_group_rules()}
+    if settings.testcloud_volumes:
+        # Cinder lets go of a volume a moment after its server is gone; a deletion that failed has another status.
+        listed["volumes"] = [v for v in sdk.block_storage.volumes(all_projects=True) if v.status != "deleting"]
     for user in ("testcloud", "testcloud-other"):
         listed[f"key pairs of {user}"] = Api(user, settings).sdk.compute.keypairs()
     return {kind: sorted(f"{thing.name} {thing.id}" for thing in things) for kind, things in listed.items()}

@@ -121,8 +121,9 @@ def _run(work: Work, settings: Settings, cloud: Cloud, stages: Callable[[Work], 
 
 def _ups(work: Work, place: Place) -> Iterator[Row]:
     with place.working(), work.progress.stage("root"):
-        packages, _ = timed(lambda: root.prepare(work.settings, place, Deadline(up.ROOT_SECONDS),
-                                                 place.directory / "root.log"))
+        wanted = root.packages(volumes=work.settings.testcloud_volumes)
+        packages, _ = timed(lambda: root.prepare(work.settings, place, wanted,
+                                                 Deadline(up.ROOT_SECONDS), place.directory / "root.log"))
     first, _ = timed(lambda: up.up(work.settings, work.progress))
     up.down(work.settings, work.progress.out)
     again, _ = timed(lambda: up.up(work.settings, work.progress, fresh=True))

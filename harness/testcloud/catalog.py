@@ -11,7 +11,7 @@ from typing import Any
 from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 
-from harness.testcloud.config import LOGINS, PORTS, REGION, Addresses, Secrets
+from harness.testcloud.config import REGION, Addresses, Secrets, logins
 
 NETWORK = "public"
 USER = "dialtone"
@@ -53,25 +53,25 @@ def clouds(addresses: Addresses, known: Secrets, dialtone: dict[str, Any]) -> di
                        "testcloud-other": entry(OTHER, OTHER, known.other)}}
 
 
-def accounts(cloud: Connection, addresses: Addresses, known: Secrets) -> None:
+def accounts(cloud: Connection, addresses: Addresses, known: Secrets, *, volumes: bool) -> None:
     """Users, their projects and roles, and the catalog of services."""
     identity: Any = cloud.identity
     roles = {role.name: role for role in identity.roles()}
     for name in ("member", "service"):
         roles[name] = roles.get(name) or identity.create_role(name=name)
     service = _project(identity, "service")
-    for name in LOGINS:
+    services = logins(volumes=volumes)
+    for name in services.values():
         user = _user(identity, name, known.service, service)
         for role in ("admin", "service"):
             identity.assign_project_role_to_user(service, user, roles[role])
     for name, password in ((USER, known.user), (OTHER, known.other)):
         project = _project(identity, name)
         identity.assign_project_role_to_user(project, _user(identity, name, password, project), roles["member"])
-    names = {"image": "glance", "placement": "placement", "compute": "nova", "network": "neutron"}
     known_services = {s.type: s for s in identity.services()}
     endpoints = {(e.service_id, e.interface) for e in identity.endpoints()}
-    for kind in (k for k in PORTS if k in names):
-        entry = known_services.get(kind) or identity.create_service(name=names[kind], type=kind)
+    for kind, name in services.items():
+        entry = known_services.get(kind) or identity.create_service(name=name, type=kind)
         for interface in ("public", "internal", "admin"):
             if (entry.id, interface) not in endpoints:
                 identity.create_endpoint(service_id=entry.id, interface=interface, url=addresses.url(kind),

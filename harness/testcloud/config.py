@@ -1,6 +1,6 @@
 """What the node is configured with: every file of it, from its addresses and its secrets. Pure.
 
-The files lie in etc/ as templates (string.Template), by their path in the node.
+The files lie in etc/ and volumes/ as templates (string.Template), by their path in the node.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ from harness.settings import Settings
 from harness.testcloud.root import STACK
 
 TEMPLATES = Path(__file__).with_name("etc")
+VOLUMES = Path(__file__).with_name("volumes")
+"""A directory with what a node with volumes has besides, as it lies in the node."""
 REGION = "RegionOne"
 TUNNEL = IPv4Address("198.51.100.1")
 """End of the tunnels between hypervisors, of which there is one; an address for documentation (RFC 5737)."""
 
-PORTS = {"ssh": 22, "identity": 5000, "compute": 8774, "placement": 8778, "image": 9292, "network": 9696}
+PORTS = {"ssh": 22, "identity": 5000, "compute": 8774, "placement": 8778, "volumev3": 8776,
+         "image": 9292, "network": 9696}
 """What the host may reach of the node. The names are service types of the catalog, `ssh` apart."""
-PATHS = {"identity": "/v3", "compute": "/v2.1"}
+PATHS = {"identity": "/v3", "compute": "/v2.1", "volumev3": "/v3/%(project_id)s"}
 
 QUIET = "amqp=WARN,sqlalchemy=WARN,urllib3=WARN,keystoneauth=WARN,oslo_messaging.rpc.client=ERROR"
 """Log levels of what tells nothing."""
 
-LOGINS = ("nova", "neutron", "glance", "placement")
-"""Services that log in at Keystone, with users of these names."""
+LOGINS = {"compute": "nova", "network": "neutron", "image": "glance", "placement": "placement", "volumev3": "cinder"}
+"""Services by their type in the catalog; they log in at Keystone with users of these names."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Addresses:
         return self.external[2]
 
     def url(self, service: str) -> str:
-        """The endpoint of a service type."""
+        """The endpoint of a service type, as the catalog has it."""
         return f"http://{self.node}:{PORTS[service]}{PATHS.get(service, '')}"
 
 
@@ -122,21 +125,27 @@ def _network(name: str, text: str, longest: int, example: str) -> IPv4Network:
     return network
 
 
-def render(addresses: Addresses, known: Secrets, ssh: SshIdentity) -> list[File]:
+def logins(*, volumes: bool) -> dict[str, str]:
+    """LOGINS of a cloud."""
+    return {kind: user for kind, user in LOGINS.items() if volumes or kind != "volumev3"}
+
+
+def render(addresses: Addresses, known: Secrets, ssh: SshIdentity, *, volumes: bool) -> list[File]:
     """Every file that is written into the node before its services start."""
     values = _values(addresses, known)
-    made = [_file("/" + str(path.relative_to(TEMPLATES.parent)), Template(path.read_text()).substitute(values))
-            for path in sorted(TEMPLATES.rglob("*")) if path.is_file()]
+    places = [(TEMPLATES, TEMPLATES.parent), *([(VOLUMES, VOLUMES)] if volumes else [])]
+    made = [_file("/" + str(path.relative_to(top)), Template(path.read_text()).substitute(values))
+            for directory, top in places for path in sorted(directory.rglob("*")) if path.is_file()]
     return [*made, File("/etc/ssh/host_key", ssh.host_key, 0o600), File("/etc/ssh/authorized_keys", ssh.authorized)]
 
 
 def _file(path: str, text: str) -> File:
     """A configuration with secrets can be read by the service that it is for."""
     directory = path.split("/")[2]
-    if directory in {"keystone", "glance", "nova", "neutron", "placement", "rabbitmq"}:
+    if directory in {"keystone", "glance", "nova", "neutron", "placement", "rabbitmq", "cinder"}:
         group = directory
         return File(path, text, 0o640, group=group)
-    mode = {"testcloud": 0o600, "sudoers.d": 0o440}.get(directory, 0o644)
+    mode = {"testcloud": 0o600, "sudoers.d": 0o440, "sbin": 0o755}.get(directory, 0o644)
     return File(path, text, mode)
 
 
@@ -151,7 +160,7 @@ def _values(addresses: Addresses, known: Secrets) -> Mapping[str, str]:
 
 
 def _databases(known: Secrets) -> Iterator[tuple[str, str]]:
-    for name in ("keystone", "glance", "placement", "neutron", "nova", "nova_api"):
+    for name in ("keystone", "glance", "placement", "neutron", "nova", "nova_api", "cinder"):
         user = name.removesuffix("_api")
         yield f"db_{name}", (f"mysql+pymysql://{user}:{known.database}@localhost/{name}"
                              "?unix_socket=/run/mysqld/mysqld.sock&charset=utf8")
@@ -160,7 +169,7 @@ def _databases(known: Secrets) -> Iterator[tuple[str, str]]:
 def _logins(addresses: Addresses, known: Secrets) -> Iterator[tuple[str, str]]:
     """Lines with which a service logs in, and the section with which it judges the tokens of others."""
     url = addresses.url("identity")
-    for user in LOGINS:
+    for user in LOGINS.values():
         login = "\n".join((
             "auth_type = password", f"auth_url = {url}", f"username = {user}", f"password = {known.service}",
             "project_name = service", "user_domain_name = Default", "project_domain_name = Default"))

@@ -39,6 +39,8 @@ STOP = 15.0
 INIT = Path(__file__).with_name("init.py")
 
 # Paths are relative to the cloud's directory: an overlay's options have no way to quote every character.
+# Volumes are on the host's own file system: what is mounted of it in the node has another device than its parent, by
+# which Nova sees that it is mounted.
 # What is not the network's own below /proc/sys is the host's, and stays as it is. pivot_root and not chroot, for
 # `ip netns exec` wants a root that is a mount point.
 _ENTER = """
@@ -50,6 +52,10 @@ mount -t tmpfs -o mode=755 tmpfs run/root/run
 mkdir -p run/root/run/testcloud run/root/run/netns run/root/run/host
 mount --bind run run/root/run/testcloud
 mount --bind logs run/root/run/testcloud/logs
+if [ -d "$upper/volumes" ]; then
+    mkdir -p run/root/srv/volumes
+    mount --bind "$upper/volumes" run/root/srv/volumes
+fi
 cd run/root
 mount -t proc proc proc
 for part in kernel vm fs; do
@@ -88,13 +94,14 @@ def check_addresses(addresses: Addresses) -> None:
                              "like 198.19.254.0/30 or 198.19.128.0/24")
 
 
-def start(place: Place, addresses: Addresses, lower: Sequence[Path], upper: Path, files: Sequence[File],
-          wanted: Sequence[Service], deadline: Deadline) -> None:
-    """Start a node whose system is `lower` (the first shadows the rest) with what is written in `upper`.
+def start(place: Place, addresses: Addresses, lower: Sequence[Path], upper: Path, plan: Mapping[str, Any],
+          deadline: Deadline) -> None:
+    """Start a node whose system is `lower` (the first shadows the rest) with what is written in `upper`, as `plan()`
+    has it.
 
     Returns when its first process runs and the link is there; services come up by and by. Raises HostError.
     """
-    _prepare(place, upper, files, wanted)
+    _prepare(place, upper, plan)
     place.journal.creating(Resource("process", place.token))
     relative = [os.path.relpath(p, place.directory) for p in (*lower, upper)]
     argv = ["unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--",
@@ -108,7 +115,7 @@ def start(place: Place, addresses: Addresses, lower: Sequence[Path], upper: Path
     _connect(place, addresses, first, deadline)
 
 
-def _prepare(place: Place, upper: Path, files: Sequence[File], wanted: Sequence[Service]) -> None:
+def _prepare(place: Place, upper: Path, plan: Mapping[str, Any]) -> None:
     shutil.rmtree(place.run, ignore_errors=True)
     place.run.mkdir(mode=0o700)
     old = place.directory / "logs.previous"
@@ -119,11 +126,10 @@ def _prepare(place: Place, upper: Path, files: Sequence[File], wanted: Sequence[
     for directory in (place.run / "root", place.run / "logs", upper / "upper", upper / "work"):
         directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(INIT, place.run / "init.py")
-    place.note("plan", plan(files, wanted))
+    place.note("plan", plan)
 
 
-def plan(files: Sequence[File], wanted: Sequence[Service],
-         directories: Sequence[Directory] = services.DIRECTORIES) -> Mapping[str, Any]:
+def plan(files: Sequence[File], wanted: Sequence[Service], directories: Sequence[Directory]) -> Mapping[str, Any]:
     """What init.py reads."""
     return {"directories": [asdict(d) for d in directories], "files": [asdict(f) for f in files],
             "services": [asdict(s) for s in wanted], "environment": services.ENVIRONMENT}

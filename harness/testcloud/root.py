@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.deadline import Deadline
@@ -31,6 +32,8 @@ PACKAGES = (
     # Nova makes config drives with it, and no package of Nova depends on it.
     "genisoimage",
 )
+VOLUMES = ("cinder-api", "cinder-scheduler", "cinder-volume")
+"""What a cloud with volumes has besides."""
 
 STACK = "stack"
 """The node's unprivileged user, who may enter network namespaces by sudo."""
@@ -54,21 +57,25 @@ OPTIONS = (
 )
 
 
-def prepare(settings: Settings, place: Place, deadline: Deadline, log: Path) -> Path:
-    """The directory root-<key> of the packages that the mirror has now; from the cache where it is there.
+def packages(*, volumes: bool) -> tuple[str, ...]:
+    return PACKAGES + VOLUMES if volumes else PACKAGES
+
+
+def prepare(settings: Settings, place: Place, wanted: Sequence[str], deadline: Deadline, log: Path) -> Path:
+    """The directory root-<key> of the versions of `wanted` that the mirror has now; from the cache where it is there.
 
     Raises HostError.
     """
     state = _state(settings)
     state.refresh(deadline)
-    found = place.directory / f"root-{_key(state)}"
+    found = place.directory / f"root-{_key(state, wanted)}"
     if found.exists():
         return used(found)
     with making(found, place) as part:
         archive = part / "root.tar"
         try:
             # Made in memory where there is room, and then unpacked: dpkg waits for a disk after each of its steps.
-            builder.debootstrap(archive, PACKAGES, state, deadline, log, *OPTIONS)
+            builder.debootstrap(archive, wanted, state, deadline, log, *OPTIONS)
             (part / "root").mkdir()
             run(["tar", "--extract", "--numeric-owner", "--xattrs", "--xattrs-include=*", "--file", archive,
                  "--directory", part / "root"], deadline=deadline)
@@ -84,6 +91,6 @@ def _state(settings: Settings) -> AptState:
     return state_for(settings.cache, apt_mirrors(settings, RELEASE), RELEASE, ARCHITECTURE)
 
 
-def _key(state: AptState) -> str:
-    parts = [state.architecture, *OPTIONS, *state.closure(PACKAGES)]
+def _key(state: AptState, wanted: Sequence[str]) -> str:
+    parts = [state.architecture, *OPTIONS, *state.closure(wanted)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

@@ -49,9 +49,19 @@ DIRECTORIES = (
     Directory("/var/lib/neutron/lock", "neutron", 0o750),
 )
 
+VOLUME_DIRECTORIES = (
+    Directory("/srv/volumes", "cinder"), Directory("/var/lib/cinder/lock", "cinder", 0o750),
+    Directory("/var/lib/cinder/conversion", "cinder", 0o750),
+)
+"""Of a node with volumes. They are files in the first: who runs guests has to get there."""
+
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "PYTHONWARNINGS": "ignore",
                # One arena: the green threads of a Python service don't contend for memory.
                "MALLOC_ARENA_MAX": "1", "OS_CLIENT_CONFIG_FILE": "/dev/null"}
+
+
+def directories(*, volumes: bool) -> tuple[Directory, ...]:
+    return DIRECTORIES + VOLUME_DIRECTORIES if volumes else DIRECTORIES
 
 
 def base(addresses: Addresses) -> tuple[Service, ...]:
@@ -70,7 +80,7 @@ def base(addresses: Addresses) -> tuple[Service, ...]:
     )
 
 
-def cloud(addresses: Addresses) -> tuple[Service, ...]:
+def cloud(addresses: Addresses, *, volumes: bool) -> tuple[Service, ...]:
     """The whole cloud, from a seed that has schemas and catalog.
 
     A service that only answers needs nobody. One that asks as it starts needs whom it asks: a message for a queue
@@ -105,10 +115,21 @@ def cloud(addresses: Addresses) -> tuple[Service, ...]:
         agent("metadata-agent", "/etc/neutron/metadata_agent.ini"),
         Service("glance-api", ("glance-api", "--config-file", "/etc/glance/glance-api.conf"), stored,
                 (f"http {addresses.url('image')}/",), "glance"),
+        *(_volumes(addresses) if volumes else ()),
     )
 
 
-def seed(addresses: Addresses, known: Secrets) -> tuple[Service, ...]:
+def _volumes(addresses: Addresses) -> tuple[Service, ...]:
+    needs = ("network", "mariadb", "rabbitmq")
+    return (
+        Service("cinder-api", _uwsgi(addresses, "volumev3", "/usr/bin/cinder-wsgi"), needs,
+                (f"http http://{addresses.node}:8776/",), "cinder"),
+        Service("cinder-scheduler", ("cinder-scheduler",), needs, user="cinder"),
+        Service("cinder-volume", ("cinder-volume",), needs, user="cinder"),
+    )
+
+
+def seed(addresses: Addresses, known: Secrets, *, volumes: bool) -> tuple[Service, ...]:
     """Databases, schemas and the first account: what a seed is made with. Three chains, for there is little memory
     that they share and two processors are common."""
     bootstrap = ["keystone-manage", "bootstrap", "--bootstrap-region-id", REGION]
@@ -144,6 +165,9 @@ def seed(addresses: Addresses, known: Secrets) -> tuple[Service, ...]:
         once("nova-cell0", ("nova-manage", "cell_v2", "map_cell0"), "nova-api-schema", "nova"),
         once("nova-schema", ("nova-manage", "db", "sync"), "nova-cell0", "nova"),
         once("nova-cell1", ("nova-manage", "cell_v2", "create_cell", "--name", "cell1"), "nova-schema", "nova"),
+        *((once("volume-database", ("sh", "-c", "mariadb </etc/testcloud/volumes.sql"), "mariadb", "root"),
+           once("cinder-schema", ("cinder-manage", "db", "sync"), "volume-database placement-schema", "cinder"))
+          if volumes else ()),
         # libvirt asks QEMU what it can, which takes seconds, and keeps the answer.
         once("capabilities", ("sh", "-c", "virsh -q capabilities && virsh -q domcapabilities --virttype qemu "
                                           "&& virsh -q domcapabilities --virttype qemu --machine q35"),

@@ -18,6 +18,7 @@ from harness.units import octets, seconds
 
 AGENTS = ("Linux bridge agent", "L3 agent", "DHCP agent", "Metadata agent")
 COMPUTE = ("nova-compute", "nova-conductor", "nova-scheduler")
+VOLUMES = ("cinder-scheduler", "cinder-volume")
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def ending(code: int) -> str:
     return f"ended by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def of_agents(cloud: Connection, since: float) -> list[Line]:
-    """A line for every agent of Neutron and service of Nova, also for those that should be there and are not.
+def of_agents(cloud: Connection, since: float, *, volumes: bool) -> list[Line]:
+    """A line for every agent of Neutron and service of Nova and, where there are `volumes`, of Cinder; also for those
+    that should be there and are not.
 
     The node started at `since` (seconds since the epoch): an API believes in a heartbeat for a minute, also in one
     of before.
@@ -67,9 +69,11 @@ def of_agents(cloud: Connection, since: float) -> list[Line]:
     network = {a.agent_type: a for a in cloud.network.agents()}
     lines = [_agent(name, network[name].is_alive, network[name].last_heartbeat_at, since) if name in network
              else Line(name, False, "never seen") for name in AGENTS]
-    compute = {s.binary: s for s in cloud.compute.services()}
-    lines += [_agent(name, compute[name].state == "up", compute[name].updated_at, since) if name in compute
-              else Line(name, False, "never seen") for name in COMPUTE]
+    reporting = {s.binary: s for s in cloud.compute.services()}
+    if volumes:
+        reporting |= {s.binary: s for s in cloud.block_storage.services()}
+    lines += [_agent(name, reporting[name].state == "up", reporting[name].updated_at, since) if name in reporting
+              else Line(name, False, "never seen") for name in (*COMPUTE, *(VOLUMES if volumes else ()))]
     hypervisors = list(cloud.compute.hypervisors())
     lines.append(Line("hypervisor", bool(hypervisors), ", ".join(h.name for h in hypervisors) or "none"))
     return lines

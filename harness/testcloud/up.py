@@ -41,12 +41,13 @@ UP_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Base:
-    """What a state lies on: names of directories beside it, and the addresses that are written in its databases."""
+    """What a state lies on: names of directories beside it, and what is written in its databases."""
 
     root: str
     seed: str
     link: str
     external: str
+    volumes: bool = False
 
 
 def up(settings: Settings, progress: Progress, *, fresh: bool = False) -> None:
@@ -58,6 +59,7 @@ def up(settings: Settings, progress: Progress, *, fresh: bool = False) -> None:
     with place.working():
         known = place.noted("node")
         if place.alive and known and known.get("ready") and not fresh:
+            _kept(settings, place, addresses)
             progress.line("the test cloud is up already; its services: ./inv testcloud.status")
             return
         with progress.stage("host"):
@@ -66,7 +68,7 @@ def up(settings: Settings, progress: Progress, *, fresh: bool = False) -> None:
         node.check_addresses(addresses)
         if fresh:
             shutil.rmtree(place.state, ignore_errors=True)
-        base = _kept(place, addresses) or _new(settings, place, addresses, progress)
+        base = _kept(settings, place, addresses) or _new(settings, place, addresses, progress)
         with _stopped_on_failure(place):
             _start(place, addresses, base, progress)
 
@@ -91,10 +93,11 @@ def report(settings: Settings, out: TextIO) -> int:
         busy = place.busy
         print("the test cloud is being brought up" if busy else
               "the test cloud was left half up: ./inv testcloud.up begins again", file=out)
-    lines = status.of_node(place, services.cloud(addresses))
+    lines = status.of_node(place, services.cloud(addresses, volumes=settings.testcloud_volumes))
     try:
         base = Base(**json.loads((place.state / "base.json").read_text()))
-        lines += status.of_agents(_admin(addresses, _secrets(place.directory / base.seed)), known["started"])
+        lines += status.of_agents(_admin(addresses, _secrets(place.directory / base.seed)), known["started"],
+                                  volumes=base.volumes)
     except (OSError, openstack.exceptions.SDKException, keystoneauth1.exceptions.ClientException) as error:
         lines.append(status.Line("agents", False, f"not known: {error}"[:100]))
     now = time.time()
@@ -106,7 +109,7 @@ def report(settings: Settings, out: TextIO) -> int:
     return int(ExitCode.CLOUD if ill or not known.get("ready") else ExitCode.PASSED)
 
 
-def _kept(place: Place, addresses: Addresses) -> Base | None:
+def _kept(settings: Settings, place: Place, addresses: Addresses) -> Base | None:
     """What the kept state lies on, None where there is no state. Raises HostError where it can't be used."""
     file = place.state / "base.json"
     if not file.exists():
@@ -119,6 +122,9 @@ def _kept(place: Place, addresses: Addresses) -> Base | None:
     if (base.link, base.external) != (str(addresses.link), str(addresses.external)):
         raise HostError(f"the state of the test cloud has other addresses: {base.link}, {base.external}",
                         hint="set testcloud_link and testcloud_external back, or ./inv testcloud.up --fresh")
+    if base.volumes != settings.testcloud_volumes:
+        raise HostError(f"the state of the test cloud is one with{'' if base.volumes else 'out'} volumes",
+                        hint="set testcloud_volumes back, or ./inv testcloud.up --fresh")
     for name in (base.root, base.seed):
         used(place.directory / name)
     return base
@@ -128,44 +134,51 @@ def _new(settings: Settings, place: Place, addresses: Addresses, progress: Progr
     """An empty state on the packages of today and their seed."""
     with progress.stage("root"):
         known = {p.name for p in place.directory.glob("root-*")}
-        made = root.prepare(settings, place, Deadline(ROOT_SECONDS), place.directory / "root.log")
-        progress.detail("from cache" if made.name in known else f"{len(root.PACKAGES)} packages and what they need")
+        wanted = root.packages(volumes=settings.testcloud_volumes)
+        made = root.prepare(settings, place, wanted, Deadline(ROOT_SECONDS), place.directory / "root.log")
+        progress.detail("from cache" if made.name in known else f"{len(wanted)} packages and what they need")
     with progress.stage("seed"):
-        key = hashlib.sha256("\n".join((made.name, _recipe(addresses))).encode()).hexdigest()[:12]
+        key = hashlib.sha256("\n".join((made.name, _recipe(settings, addresses))).encode()).hexdigest()[:12]
         seed = place.directory / f"seed-{key}"
         if seed.exists():
             progress.detail("from cache")
             used(seed)
         else:
             with making(seed, place) as part, _stopped_on_failure(place):
-                _sow(place, addresses, made / "root", part, progress)
+                _sow(settings, place, addresses, made / "root", part, progress)
             prune(place.directory, prefix="seed-", keep=2)
     place.state.mkdir(mode=0o700)
-    base = Base(made.name, seed.name, str(addresses.link), str(addresses.external))
+    if settings.testcloud_volumes:
+        (place.state / "volumes").mkdir()
+    base = Base(made.name, seed.name, str(addresses.link), str(addresses.external), settings.testcloud_volumes)
     write_whole(place.state / "base.json", json.dumps(asdict(base)))
     return base
 
 
-def _recipe(addresses: Addresses) -> str:
+def _recipe(settings: Settings, addresses: Addresses) -> str:
     """Changes when a seed would be made otherwise."""
     blank = Secrets(*("-" for _ in Secrets.__dataclass_fields__))
-    files = render(addresses, blank, SshIdentity("", ""))
+    files = render(addresses, blank, SshIdentity("", ""), volumes=settings.testcloud_volumes)
     code = [Path(module.__file__ or "").read_text() for module in (catalog, services)]
     return json.dumps([[asdict(f) for f in files], code])
 
 
-def _sow(place: Place, addresses: Addresses, system: Path, part: Path, progress: Progress) -> None:
+def _sow(settings: Settings, place: Place, addresses: Addresses, system: Path, part: Path,
+         progress: Progress) -> None:
     """Make a seed at `part`: a node that only makes databases and accounts, and stops."""
     part.chmod(0o700)
     known = Secrets.generate()
     write_whole(part / "secrets.json", json.dumps(asdict(known)), mode=0o600)
-    wanted = services.seed(addresses, known)
+    volumes = settings.testcloud_volumes
+    wanted = services.seed(addresses, known, volumes=volumes)
+    plan = node.plan(render(addresses, known, SshIdentity("", ""), volumes=volumes), wanted,
+                     services.directories(volumes=volumes))
     deadline = Deadline(UP_SECONDS)
-    node.start(place, addresses, [system], part, render(addresses, known, SshIdentity("", "")), wanted, deadline)
+    node.start(place, addresses, [system], part, plan, deadline)
 
     def accounts() -> None:
         _ready(place, ["keystone"], wanted, deadline)
-        catalog.accounts(_admin(addresses, known), addresses, known)
+        catalog.accounts(_admin(addresses, known), addresses, known, volumes=volumes)
 
     with _meanwhile(accounts) as made:
         _ready(place, [s.name for s in wanted], wanted, deadline, progress.detail)
@@ -178,12 +191,14 @@ def _sow(place: Place, addresses: Addresses, system: Path, part: Path, progress:
 
 def _start(place: Place, addresses: Addresses, base: Base, progress: Progress) -> None:
     known = _secrets(place.directory / base.seed)
-    wanted = services.cloud(addresses)
+    wanted = services.cloud(addresses, volumes=base.volumes)
     deadline = Deadline(UP_SECONDS)
     with progress.stage("start"):
         ssh = _ssh_identity(place, addresses)
         lower = [place.directory / base.seed / "upper", place.directory / base.root / "root"]
-        node.start(place, addresses, lower, place.state, render(addresses, known, ssh), wanted, deadline)
+        plan = node.plan(render(addresses, known, ssh, volumes=base.volumes), wanted,
+                         services.directories(volumes=base.volumes))
+        node.start(place, addresses, lower, place.state, plan, deadline)
         admin = _admin(addresses, known)
 
         def network() -> None:
@@ -200,7 +215,7 @@ def _start(place: Place, addresses: Addresses, base: Base, progress: Progress) -
                 _asked("the external network and flavors can't be made", place, future.result)
         progress.detail(f"{len(wanted)} services")
     with progress.stage("agents"):
-        _agents(place, admin, wanted, deadline, progress)
+        _agents(place, admin, wanted, base, deadline, progress)
     _write_clouds(place, addresses, known)
     place.note("node", {**place.noted("node"), "ready": time.time()})
     progress.line(f"the test cloud is up; log in with {place.clouds}")
@@ -230,14 +245,15 @@ def _ready(place: Place, names: Sequence[str], wanted: Sequence[Service], deadli
         time.sleep(0.1)
 
 
-def _agents(place: Place, admin: Connection, wanted: Sequence[Service], deadline: Deadline,
+def _agents(place: Place, admin: Connection, wanted: Sequence[Service], base: Base, deadline: Deadline,
             progress: Progress) -> None:
     """Wait until every agent has reported and there is a hypervisor to launch on."""
     since = place.noted("node")["started"]
     while True:
         _ready(place, [], wanted, deadline)
-        ill = [line for line in _asked("the agents can't be listed", place, lambda: status.of_agents(admin, since))
-               if not line.well]
+        lines = _asked("the agents can't be listed", place,
+                       lambda: status.of_agents(admin, since, volumes=base.volumes))
+        ill = [line for line in lines if not line.well]
         if not ill:
             progress.detail("all alive")
             return

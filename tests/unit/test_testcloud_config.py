@@ -7,11 +7,12 @@ import pytest
 
 from harness.errors import DescriptionError
 from harness.settings import Settings
-from harness.testcloud.config import LOGINS, PORTS, Addresses, Secrets, SshIdentity, addresses_of, render
+from harness.testcloud.config import LOGINS, PORTS, Addresses, Secrets, SshIdentity, addresses_of, logins, render
 
 ADDRESSES = addresses_of(Settings(Path("/p")))
 SECRETS = Secrets(*(f"{field.name}-secret" for field in fields(Secrets)))
-FILES = {file.path: file for file in render(ADDRESSES, SECRETS, SshIdentity("host key", "stack's key"))}
+SSH = SshIdentity("host key", "stack's key")
+FILES = {file.path: file for file in render(ADDRESSES, SECRETS, SSH, volumes=True)}
 
 
 def _ini(path: str) -> ConfigParser:
@@ -22,7 +23,8 @@ def _ini(path: str) -> ConfigParser:
 
 def test_nothing_is_left_to_fill_in():
     for file in FILES.values():
-        assert not re.search(r"\$\w|\$\{", file.text), file.path
+        if not file.text.startswith("#!"):
+            assert not re.search(r"\$\w|\$\{", file.text), file.path
 
 
 def test_secrets_are_random_and_not_shown():
@@ -47,13 +49,25 @@ def test_a_service_can_read_its_own_configuration_and_no_other():
     assert FILES["/etc/ssh/host_key"].mode == 0o600
 
 
-@pytest.mark.parametrize("user", LOGINS)
+@pytest.mark.parametrize("user", LOGINS.values())
 def test_every_service_logs_in_as_itself(user):
     path = {"neutron": "neutron/neutron.conf", "nova": "nova/nova.conf", "glance": "glance/glance-api.conf",
-            "placement": "placement/placement.conf"}[user]
+            "placement": "placement/placement.conf", "cinder": "cinder/cinder.conf"}[user]
     section = _ini(f"/etc/{path}")["keystone_authtoken"]
     assert (section["username"], section["password"]) == (user, "service-secret")
     assert section["auth_url"] == "http://198.19.255.2:5000/v3"
+
+
+def test_a_node_without_volumes_has_no_file_and_no_account_for_them():
+    plain = {file.path for file in render(ADDRESSES, SECRETS, SSH, volumes=False)}
+    assert set(FILES) - plain == {"/etc/cinder/cinder.conf", "/etc/testcloud/volumes.sql", "/usr/sbin/mount.nfs"}
+    assert set(logins(volumes=True).values()) - set(logins(volumes=False).values()) == {"cinder"}
+
+
+def test_a_share_is_mounted_by_a_program_that_all_can_run():
+    """What the template leaves of the shell's own dollars."""
+    helper = FILES["/usr/sbin/mount.nfs"]
+    assert helper.mode == 0o755 and '"${1#*:}" "$2"' in helper.text
 
 
 def test_databases_are_named_after_their_services():

@@ -11,7 +11,10 @@ from harness.testcloud.node import plan
 
 ADDRESSES = addresses_of(Settings(Path("/p")))
 SECRETS = Secrets(*"dmsxauo")
-PLANS = {"cloud": services.cloud(ADDRESSES), "seed": services.seed(ADDRESSES, SECRETS)}
+CLOUD = services.cloud(ADDRESSES, volumes=False)
+PLANS = {"cloud": CLOUD, "cloud with volumes": services.cloud(ADDRESSES, volumes=True),
+         "seed": services.seed(ADDRESSES, SECRETS, volumes=False),
+         "seed with volumes": services.seed(ADDRESSES, SECRETS, volumes=True)}
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -32,7 +35,7 @@ def test_a_command_is_ready_when_it_has_ended_and_is_asked_nothing(name):
 
 def test_the_conductor_has_its_account_before_it_starts():
     """It asks Placement as soon as it runs, and dies where Keystone does not know it."""
-    by_name = {s.name: s for s in PLANS["cloud"]}
+    by_name = {s.name: s for s in CLOUD}
     assert {"keystone", "placement"} <= set(by_name["nova-conductor"].needs)
     assert "nova-conductor" in by_name["nova-compute"].needs
 
@@ -44,14 +47,14 @@ def test_databases_are_stopped_in_order():
 
 def test_no_secret_is_an_argument():
     secrets = Secrets.generate()
-    words = [word for s in services.seed(ADDRESSES, secrets) for word in s.argv]
-    words += [word for s in services.cloud(ADDRESSES) for word in s.argv]
+    words = [word for s in services.seed(ADDRESSES, secrets, volumes=True) for word in s.argv]
+    words += [word for s in services.cloud(ADDRESSES, volumes=True) for word in s.argv]
     assert not [word for word in words if any(value in word for value in vars(secrets).values())]
 
 
 def test_a_plan_is_json():
-    text = json.dumps(plan([], PLANS["cloud"]))
-    assert json.loads(text)["services"][0]["name"] == PLANS["cloud"][0].name
+    text = json.dumps(plan([], CLOUD, services.directories(volumes=False)))
+    assert json.loads(text)["services"][0]["name"] == CLOUD[0].name
 
 
 @pytest.mark.parametrize(("route", "expected"), [

@@ -46,20 +46,24 @@ HEARTBEAT = "2026-11-25 10:00:30"
 START = datetime(2026, 11, 25, 10, 0, 30, 500_000, tzinfo=UTC).timestamp()
 
 
-def _cloud(agents, compute, hypervisors):
+def _reporting(services):
+    return lambda: [SimpleNamespace(binary=name, state=state, updated_at=None) for name, state in services]
+
+
+def _cloud(agents, compute, hypervisors, volumes=()):
     return SimpleNamespace(
+        block_storage=SimpleNamespace(services=_reporting(volumes)),
         network=SimpleNamespace(agents=lambda: [
             SimpleNamespace(agent_type=name, is_alive=alive, last_heartbeat_at=HEARTBEAT) for name, alive in agents]),
         compute=SimpleNamespace(
-            services=lambda: [SimpleNamespace(binary=name, state=state, updated_at=None) for name, state in compute],
-            hypervisors=lambda: [SimpleNamespace(name=name) for name in hypervisors]))
+            services=_reporting(compute), hypervisors=lambda: [SimpleNamespace(name=name) for name in hypervisors]))
 
 
 ALL = [(name, True) for name in status.AGENTS], [(name, "up") for name in status.COMPUTE], ["testcloud"]
 
 
 def test_agents_that_all_report_are_well():
-    assert all(line.well for line in status.of_agents(_cloud(*ALL), START))
+    assert all(line.well for line in status.of_agents(_cloud(*ALL), START, volumes=False))
 
 
 def test_an_agent_that_is_silent_or_never_came_is_not():
@@ -68,12 +72,20 @@ def test_an_agent_that_is_silent_or_never_came_is_not():
                         (_cloud([(agents[0][0], False), *agents[1:]], compute, hypervisors), "Linux bridge agent"),
                         (_cloud(agents, [("nova-compute", "down"), *compute[1:]], hypervisors), "nova-compute"),
                         (_cloud(agents, compute, []), "hypervisor")):
-        assert [line.name for line in status.of_agents(cloud, START) if not line.well] == [name]
+        assert [line.name for line in status.of_agents(cloud, START, volumes=False) if not line.well] == [name]
+
+
+def test_services_of_volumes_are_looked_for_where_there_are_volumes():
+    up = [(name, "up") for name in status.VOLUMES]
+    assert all(line.well for line in status.of_agents(_cloud(*ALL, up), START, volumes=True))
+    for volumes in (up[1:], [(up[0][0], "down"), *up[1:]]):
+        lines = status.of_agents(_cloud(*ALL, volumes), START, volumes=True)
+        assert [line.name for line in lines if not line.well] == [up[0][0]]
 
 
 def test_a_heartbeat_of_before_the_start_is_none():
     """Neutron believes in it for 75 seconds."""
-    lines = status.of_agents(_cloud(*ALL), START + 1)
+    lines = status.of_agents(_cloud(*ALL), START + 1, volumes=False)
     assert [line.name for line in lines if not line.well] == list(status.AGENTS)
     assert "silent since the start" in lines[0].seen
 
