@@ -27,9 +27,10 @@ from harness.progress import Progress
 from harness.run import Run
 from harness.settings import Settings
 from harness.stages import Work
-from tests import leftovers
+from tests import ha_router, leftovers
 from tests.command_line import Inv
 from tests.real_server import Booted
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
 
@@ -74,6 +75,29 @@ def test_a_night_passes_and_leaves_nothing(before: None, clouds: Callable[..., P
     page = (run.directory / "report.html").read_text()
     assert all(str(facts[key]) in page for key in ("server_id", "image_id", "namespace"))
     _no_secret(file, run.directory, ended.out)
+
+
+@pytest.mark.nightly
+def test_a_server_from_a_volume_behind_a_router_of_high_availability(
+        before: None, cloudy: Settings, clouds: Callable[..., Path], real_image: Image, tmp_path: Path) -> None:
+    """Launched, checked and destroyed by the commands; the network is one that is there."""
+    if not cloudy.testcloud_volumes:
+        pytest.skip("the test cloud has no volumes: testcloud_volumes")
+    file = clouds(volume=True, network=ha_router.NAME)
+    inv = replace(Inv(tmp_path), environment={"OS_CLIENT_CONFIG_FILE": str(file)})
+    with ha_router.network(Api("testcloud", cloudy), cloudy, dhcp=True) as made:
+        launched = inv("launch", "--cloud", "lab", seconds=NIGHT)
+        assert launched.code == 0, launched.out[-4000:]
+        facts = Run.open(inv.settings.runs / "latest").facts["cloud"]
+        assert facts["namespace"] == made.namespace
+        [volume] = made.admin.block_storage.volumes(all_projects=True)
+        assert [a["server_id"] for a in volume.attachments] == [facts["server_id"]]
+        checked = inv("check", seconds=NIGHT)
+        assert checked.code == 0, checked.out[-4000:]
+        destroyed = inv("destroy", seconds=NIGHT)
+        assert destroyed.code == 0, destroyed.out[-4000:]
+        until(lambda: not list(made.admin.block_storage.volumes(all_projects=True)), "its volume is gone")
+        assert leftovers.of(inv.settings) == []
 
 
 def _datasource(run: Run) -> str:

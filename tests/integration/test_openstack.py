@@ -31,9 +31,10 @@ from harness.errors import CloudError, DescriptionError
 from harness.resources import Resource
 from harness.run import Run, State
 from harness.settings import Settings
-from tests import cloud_inventory, faulty_proxy, small_guest
+from tests import cloud_inventory, faulty_proxy, ha_router, small_guest
 from tests.conftest import PROJECT
 from tests.faulty_proxy import Fault, Proxy
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.guest]
 
@@ -321,6 +322,107 @@ def test_a_named_group_gets_what_it_lacks_and_loses_only_that(cloud: OpenStackCl
     assert ingress() == [("tcp", 1)]
 
 
+# -- volumes --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def volumes(cloud: OpenStackCloud, cloudy: Settings) -> Any:
+    """The volumes of the test cloud (openstacksdk's block storage), where it has any; the cloud boots from them."""
+    if not cloudy.testcloud_volumes:
+        pytest.skip("the test cloud has no volumes: testcloud_volumes")
+    return having(cloud, volume=True).api.sdk.block_storage
+
+
+@pytest.mark.nightly
+def test_a_server_boots_from_a_volume_that_goes_with_it(cloud: OpenStackCloud, volumes: Any, run: Run,
+                                                        guest: ImageFile) -> None:
+    image = uploaded(cloud, run, guest)
+    _, plain = cloud.launch(run, [spec(image, name) for name in ("one", "two")], Deadline(300))
+    servers: Any = cloud.api.sdk.compute
+    made = {v.id: v for v in volumes.volumes()}
+    for server in cloud.servers(run):
+        shown = servers.get_server(server.id)
+        [attached] = shown.attached_volumes
+        assert attached["delete_on_termination"]
+        volume = made.pop(attached["id"])
+        assert (volume.status, volume.size, volume.is_bootable) == ("in-use", 1, True)
+        assert not shown.image, "Nova names an image for what has its disk from one"
+    assert made == {}
+    until(lambda: small_guest.GREETING in cloud.console(run, plain), "it boots")
+    # Nova unmounts the share with the last volume on it: another server has to find it again.
+    assert run.journal.remove_outstanding(cloud.removers) == []
+    until(lambda: not list(volumes.volumes()), "nothing is left of them")
+    [third] = cloud.launch(run, [spec(uploaded(cloud, run, guest), "three")], Deadline(300))
+    until(lambda: small_guest.GREETING in cloud.console(run, third), "it boots")
+
+
+@pytest.mark.nightly
+def test_a_server_of_an_image_has_no_volume(cloud: OpenStackCloud, volumes: Any, run: Run, guest: ImageFile) -> None:
+    [server] = having(cloud, volume=False).launch(run, [spec(uploaded(cloud, run, guest))], Deadline(300))
+    shown: Any = cloud.api.sdk.compute.get_server(server.id)
+    assert (shown.attached_volumes, bool(shown.image), list(volumes.volumes())) == ([], True, [])
+
+
+@pytest.mark.nightly
+def test_a_volume_that_stays_is_seen(volumes: Any, cloudy: Settings) -> None:
+    with pytest.raises(AssertionError, match="left: volumes forgotten"), cloud_inventory.unchanged(cloudy):
+        volume = volumes.create_volume(name="forgotten", size=1)
+        volumes.wait_for_status(volume, "available", failures=["error"], wait=60)
+    volumes.delete_volume(volume)
+
+
+@pytest.mark.nightly
+def test_a_quota_of_volumes_is_seen_before_anything_is_made(cloud: OpenStackCloud, volumes: Any,
+                                                            cloudy: Settings) -> None:
+    admin: Any = Api("testcloud-admin", cloudy).sdk.block_storage
+    project = cloud.api.sdk.current_project_id
+    admin.update_quota_set(project, gigabytes=3)
+    try:
+        assert "flavor" in cloud.look(Need(64, 1, 1, 3), Deadline(30))
+        with pytest.raises(CloudError, match="GiB of volumes: 0 of 3 used, 4 more wanted"):
+            cloud.look(Need(64, 1, 1, 4), Deadline(30))
+    finally:
+        admin.revert_quota_set(project)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("where", ["server", "active", "removal"])
+def test_a_volume_of_a_killed_run_is_reaped(volumes: Any, settings: Settings, another: ImageFile, where: str) -> None:
+    run = killed(settings, another, where, "volume")
+    if where == "active":
+        assert [v.status for v in volumes.volumes()] == ["in-use"]
+    assert kept.reap(settings, sys.stdout, dry_run=False, older_than=None) == 0
+    assert Run.open(run.directory).state is State.DONE
+    until(lambda: not list(volumes.volumes()), "its volume is gone")
+
+
+def test_a_cloud_without_volumes_is_said(cloud: OpenStackCloud, cloudy: Settings) -> None:
+    if cloudy.testcloud_volumes:
+        pytest.skip("this test cloud has volumes")
+    with pytest.raises(DescriptionError, match="testcloud has no volumes"):
+        having(cloud, volume=True).look(Need(64, 1, 1), Deadline(30))
+
+
+# -- routers of high availability -----------------------------------------------------------------------------------
+
+@pytest.mark.nightly
+def test_the_active_host_of_a_router_is_taken_and_a_standby_refused(
+        cloud: OpenStackCloud, settings: Settings, cloudy: Settings, guest: ImageFile,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openstack, "_NAMESPACE", 5.0)
+
+    def namespace() -> str:
+        with run_on(cloud, settings) as run:
+            [server] = cloud.launch(run, [spec(uploaded(cloud, run, guest))], Deadline(300))
+        return server.routes[0].namespace
+
+    with ha_router.network(cloud.api, cloudy, dhcp=False) as made:
+        having(cloud, network=made.name)
+        refused = f"{made.router} is on standby on .*: its active host is none of"
+        with made.on_standby(), pytest.raises(CloudError, match=refused):
+            namespace()
+        assert namespace() == made.namespace
+
+
 # -- what a cloud refuses -------------------------------------------------------------------------------------------
 
 def test_a_quota_is_seen_before_anything_is_made(cloud: OpenStackCloud, cloudy: Settings,
@@ -454,6 +556,7 @@ from harness.settings import Settings
 from tests.integration import test_openstack as tests
 
 project, runs, image, where = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+volume = sys.argv[5:] == ["volume"]
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -466,7 +569,7 @@ def dying_after(module, name):
     setattr(module, name, replaced)
 
 settings = Settings.load(project, {}, runs=runs, cloud="testcloud")
-cloud = OpenStackCloud(settings, Api("testcloud", settings))
+cloud = tests.having(OpenStackCloud(settings, Api("testcloud", settings)), volume=volume)
 run = Run.create(settings.runs, "relay", "testcloud")
 {"image": lambda: setattr(glance, "_send", die),
  "network": lambda: dying_after(neutron.Neutron, "own_network"),
@@ -484,16 +587,22 @@ if where == "removal":
 @pytest.mark.parametrize("where", ["image", "network", "floating IP", "server", "active", "removal"])
 def test_what_a_killed_run_left_is_reaped(settings: Settings, before: None, another: ImageFile, where: str,
                                           capsys: pytest.CaptureFixture[str]) -> None:
-    died = subprocess.run([sys.executable, "-c", DYING, PROJECT, settings.runs, another.path, where], cwd=PROJECT,
+    run = killed(settings, another, where)
+    assert kept.reap(settings, sys.stdout, dry_run=True, older_than=None) == 0
+    assert "would remove" in capsys.readouterr().out
+    assert kept.reap(settings, sys.stdout, dry_run=False, older_than=None) == 0
+    assert Run.open(run.directory).state is State.DONE
+
+
+def killed(settings: Settings, image: ImageFile, *arguments: str) -> Run:
+    """The run of a process that was killed, and that left something."""
+    died = subprocess.run([sys.executable, "-c", DYING, PROJECT, settings.runs, image.path, *arguments], cwd=PROJECT,
                           capture_output=True, text=True, timeout=400, env={**os.environ, "PYTHONPATH": str(PROJECT)})
     assert died.returncode == -signal.SIGKILL, died.stderr
     [run] = Run.all(settings.runs)
     assert run.dead
     assert run.journal.outstanding()
-    assert kept.reap(settings, sys.stdout, dry_run=True, older_than=None) == 0
-    assert "would remove" in capsys.readouterr().out
-    assert kept.reap(settings, sys.stdout, dry_run=False, older_than=None) == 0
-    assert Run.open(run.directory).state is State.DONE
+    return run
 
 
 @pytest.mark.nightly
