@@ -71,15 +71,15 @@ class Settings:
         defaults = cls(project)
         typed: dict[str, Any] = {n: _as(type(getattr(defaults, n)), n, value) for n, value in values.items()}
         settings = replace(defaults, **typed)
-        for name, known_values in (("keep", KEEP), ("expired_mirrors", EXPIRED_MIRRORS)):
-            if (value := getattr(settings, name)) and value not in known_values:
-                raise DescriptionError(f"{name} is {value!r}", hint="it can be " + ", ".join(known_values))
+        for name, choices in (("keep", KEEP), ("expired_mirrors", EXPIRED_MIRRORS)):
+            if (value := getattr(settings, name)) not in choices:
+                raise DescriptionError(f"{name} is {value!r}", hint="it can be " + ", ".join(filter(None, choices)))
         return replace(settings, appliances=project / settings.appliances, runs=project / settings.runs,
                        cache=project / settings.cache)
 
 
 KEEP = ("never", "failed", "always")
-EXPIRED_MIRRORS = ("refuse", "accept")
+EXPIRED_MIRRORS = ("", "refuse", "accept")
 
 
 def _as(kind: type, name: str, value: object) -> object:

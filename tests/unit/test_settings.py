@@ -32,6 +32,8 @@ def test_yes_and_no(text, wanted):
 @pytest.mark.parametrize(("text", "complaint"), [
     ("clod = 'x'", "unknown setting 'clod'"),
     ("keep = 'sometimes'", "keep is 'sometimes'"),
+    ("keep = ''", "keep is ''"),
+    ("expired_mirrors = 'maybe'", "expired_mirrors is 'maybe'"),
     ("keep = 3", "keep is 3, which is no text"),
     ("egress = 'perhaps'", "egress is 'perhaps'"),
     ("egress = 1", "egress is 1, which is no true or false"),
