@@ -16,6 +16,7 @@ from typing import Any, Final
 import jsonschema
 import yaml
 
+from harness import debian, generation
 from harness.errors import DescriptionError
 
 SOURCE_KINDS = ("git", "tarball", "debian-source", "debian-packages")
@@ -61,6 +62,13 @@ class Rtpengine:
     tos: int = 184
     """TOS octet, or traffic class, of what it sends: 184 is expedited forwarding (RFC 3246)."""
     learning: str = "nat"
+
+    @property
+    def generation(self) -> generation.Generation:
+        """That of the version; load() refuses a version that is of none."""
+        found = generation.of(self.version)
+        assert found
+        return found
 
     @property
     def redis_endpoint(self) -> str:
@@ -177,6 +185,11 @@ class Appliance:
         """That of the software that the appliance is for."""
         software = self.rtpengine or self.opensips
         return software.version if software else ""
+
+    @property
+    def debian(self) -> debian.Release:
+        """What differs between the releases."""
+        return debian.RELEASES[self.release]
 
     def parts(self) -> dict[str, object]:
         """Its sections by name: what of the appliance there is to build, to inspect and to check."""
@@ -398,8 +411,29 @@ def _cross_checks(document: Document, appliance: Appliance) -> Iterable[str]:
     if relay.port_min >= relay.port_max:
         here = (*path, "rtpengine", "port_max")
         yield f"{document.at(here)}: {_dotted(here)}: the port range {relay.port_min} to {relay.port_max} is empty"
+    yield from _generation_checks(document, appliance.release, path, relay)
     for number, source in enumerate(relay.sources):
         if source.version.split("-")[0] != relay.version:
             version = (*path, "rtpengine", "sources", number, "version")
             yield (f"{document.at(version)}: {_dotted(version)}: "
                    f"{source.version} is not version {relay.version} of the appliance")
+
+
+def _generation_checks(document: Document, release: str, path: _Path, relay: Rtpengine) -> Iterable[str]:
+    """Whether version, release and packages are of one generation of RTPEngine."""
+    found = generation.of(relay.version)
+    if found is None:
+        here = (*path, "rtpengine", "version")
+        known = ", ".join(map(str, generation.GENERATIONS))
+        yield (f"{document.at(here)}: {_dotted(here)}: {relay.version} is of no generation of RTPEngine that is known: "
+               f"{known}")
+        return
+    if release not in found.libraries:
+        here = (*path, "release")
+        yield (f"{document.at(here)}: {_dotted(here)}: RTPEngine {relay.version} can't be built for {release}; "
+               f"its generation is for {', '.join(found.libraries)}")
+    for number, source in enumerate(relay.sources):
+        missing = [name for name in found.packages if name not in (source.packages or {})]
+        if source.kind == "debian-packages" and missing:
+            here = (*path, "rtpengine", "sources", number, "packages")
+            yield f"{document.at(here)}: {_dotted(here)}: {', '.join(missing)} must be among them"

@@ -22,6 +22,7 @@ from harness.image.software import PROXY_BUILT_IN
 KERNEL = "6.1.0-99-cloud-amd64"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 PROXY = "4.0.1-1"
+CLOUD_INIT = ("cloud-init-stages", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final")
 
 
 def appliance() -> Appliance:
@@ -124,11 +125,11 @@ def tree(root: Path) -> Path:
         "usr/lib/systemd/system/redis-server.service": "[Unit]\n",
         "etc/systemd/system/rtpengine.service": "[Unit]\n",
         **{f"usr/lib/systemd/system/{name}.service": "[Unit]\n"
-           for name in ("cloud-init-local", "cloud-init", "cloud-config", "cloud-final")},
+           for name in CLOUD_INIT},
     }.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
-    for unit in ("ssh", "rsyslog", "rtpengine", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final"):
+    for unit in ("ssh", "rsyslog", "rtpengine", *CLOUD_INIT):
         enable(root, f"{unit}.service")
     module = root / modules / "extra/xt_RTPENGINE.ko"
     module.parent.mkdir()

@@ -32,7 +32,7 @@ from harness.image import base, builder, dib, loops, manifest, pins, repository,
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
-from harness.image.compile import Artifact, compile_artifact, packages_of
+from harness.image.compile import Artifact, compile_artifact, packages_of, require
 from harness.image.mirrors import apt_mirrors
 from harness.image.release import accepted
 from harness.image.side_by_side import side_by_side
@@ -151,7 +151,9 @@ def _choose(appliance: Appliance, settings: Settings, run: Run, say: Callable[[s
     if not appliance.rtpengine:
         return None
     known = sources.kinds(lambda: state, lambda: _state(appliance, settings, source_packages=True))
-    return fetch_first(appliance.rtpengine.sources, settings, run, say, deadline, known)
+    choice = fetch_first(appliance.rtpengine.sources, settings, run, say, deadline, known)
+    require(choice.used, appliance.rtpengine.generation)
+    return choice
 
 
 def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: SourceChoice | None, state: AptState,

@@ -25,12 +25,8 @@ from harness.settings import Settings
 MODULE_PACKAGES = ("gcc", "make")
 """What compiling the kernel module needs besides the headers."""
 
-ALL_PACKAGES = (
-    *MODULE_PACKAGES, "dpkg-dev", "patch", "pkg-config", "gperf", "libcurl4-openssl-dev", "libevent-dev",
-    "libglib2.0-dev", "libhiredis-dev", "libiptc-dev", "libjson-glib-dev", "libpcap0.8-dev", "libpcre3-dev",
-    "libssl-dev", "libsystemd-dev", "libwebsockets-dev", "libxmlrpc-core-c3-dev", "libxtables-dev", "zlib1g-dev",
-)
-"""What compiling all three parts of RTPEngine 10.5 without transcoding needs besides the headers."""
+ALL_PACKAGES = (*MODULE_PACKAGES, "dpkg-dev", "patch", "pkg-config", "gperf")
+"""What compiling all of RTPEngine needs besides the headers and the libraries of its generation."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from harness.appliance import Appliance
 from harness.deadline import Deadline
-from harness.errors import BuildError
+from harness.errors import BuildError, Fault
+from harness.generation import Generation
 from harness.image import builder
 from harness.image.apt import AptState, names
 from harness.image.builder import Kernel
@@ -30,7 +32,7 @@ from harness.run import Run
 from harness.settings import Settings
 
 ARTIFACT = "rtpengine.tar.zst"
-XTABLES = "usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
+XTABLES = "usr/lib/x86_64-linux-gnu/xtables"
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,16 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
                      say: Callable[[str], None], deadline: Deadline, state: AptState) -> Artifact:
     """Compile what `choice` holds for the appliance's kernel, or take it from the cache.
 
-    Kinds with a whole source tree are compiled in all three parts, of `debian-packages` only the kernel module is;
+    Kinds with a whole source tree are compiled in all their parts, of `debian-packages` only the kernel module is;
     its daemon and iptables extension are the distribution's. Raises BuildError, HostError.
     """
+    assert appliance.rtpengine
+    generation = appliance.rtpengine.generation
     kernel = builder.kernel_of(state, appliance.kernel)
     source = choice.used
     module_only = source.spec.kind == "debian-packages"
-    packages = [*(builder.MODULE_PACKAGES if module_only else builder.ALL_PACKAGES), kernel.headers]
+    packages = [*(builder.MODULE_PACKAGES if module_only else
+                  (*builder.ALL_PACKAGES, *generation.libraries[appliance.release])), kernel.headers]
     script = settings.project / "elements" / "rtpengine" / "compile" / "compile-rtpengine"
     key = _key(source, kernel, appliance, script, state.closure(packages))
     place = settings.cache / "compile" / key
@@ -80,13 +85,14 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         say(f"compiling for {kernel.release}")
         stage = part / "stage"
         unpacked = tree(source, part, root, deadline, log)
-        _make(root, script, unpacked, kernel, source.spec.version, stage, module_only, deadline, log)
+        _make(root, script, unpacked, kernel, source.spec.version, generation, stage, module_only, deadline, log)
         if module_only:
-            _binaries(part / "packages", stage)
+            _binaries(part / "packages", generation, stage)
         needed = packages_of(source)
         if needed is None:
-            needed = library_packages(root, _needed(root, stage))
-        vermagic = _vermagic(stage / "usr/lib/modules" / kernel.release / "extra/xt_RTPENGINE.ko", kernel)
+            needed = library_packages(root, _needed(root, generation, stage))
+        module = f"{generation.module}.ko"
+        vermagic = _vermagic(stage / "usr/lib/modules" / kernel.release / "extra" / module, kernel)
         made = Artifact(place / ARTIFACT, "", key, kernel.release, kernel.package, source.spec.version,
                         source.spec.kind, vermagic, False, round(time.monotonic() - begin, 1),
                         tuple(needed))
@@ -135,19 +141,39 @@ def tree(source: FetchedSource, part: Path, root: Path, deadline: Deadline, log:
     if source.spec.kind == "debian-packages":
         for package in sorted(source.path.glob("*.deb")):
             run(["dpkg-deb", "--extract", package, part / "packages"], deadline=deadline)
-        trees = list((part / "packages/usr/src").glob("rtpengine-*"))
-        if len(trees) != 1:
-            raise BuildError("the packages hold no source of the kernel module below usr/src",
-                             hint="rtpengine-kernel-dkms must be among the packages of this source")
-        return trees[0]
+        [found] = (part / "packages/usr/src").glob("rtpengine-*")
+        return found
     return source.path
 
 
-def _make(root: Path, script: Path, tree: Path, kernel: Kernel, version: str, stage: Path, module_only: bool,
-          deadline: Deadline, log: Path) -> None:
+def require(source: FetchedSource, generation: Generation) -> None:
+    """Raises BuildError unless `source` holds what a source of the generation is made of."""
+    binary = source.spec.kind == "debian-packages"
+    files = contents(source)
+    wanted = (f"{generation.module}.c", "usr/bin/rtpengine", *([generation.extension] if generation.extension else []))
+    missing = [name for name in (wanted if binary else generation.source)
+               if not any(file == name or file.endswith(f"/{name}") for file in files)]
+    if missing:
+        raise BuildError(f"{source.spec.kind} {source.spec.version} holds no {', '.join(missing)}",
+                         hint=f"a source of RTPEngine {generation} does: is it that version "
+                              f"(appliances.yaml:{source.spec.line})?", fault=Fault.DESCRIPTION)
+
+
+def contents(source: FetchedSource) -> set[str]:
+    """Names of the files in a source as it was fetched: nothing is unpacked."""
+    if source.spec.kind in ("git", "tarball"):
+        return {path.relative_to(source.path).as_posix() for path in source.path.rglob("*")}
+    listings = [*(["tar", "-tf", os.fspath(path)] for path in source.path.glob("*.tar.*")),
+                *(["dpkg-deb", "--contents", os.fspath(path)] for path in source.path.glob("*.deb"))]
+    return {line.rpartition(" ./")[2] for argv in listings for line in run(argv).stdout.splitlines()}
+
+
+def _make(root: Path, script: Path, tree: Path, kernel: Kernel, version: str, generation: Generation, stage: Path,
+          module_only: bool, deadline: Deadline, log: Path) -> None:
     stage.mkdir()
-    argv = ["bash", "/mnt/compile", *(["--module-only"] if module_only else []), "/mnt/source", kernel.release, version,
-            "/mnt/stage"]
+    argv = ["bash", "/mnt/compile", *(["--module-only"] if module_only else []),
+            *([] if generation.extension else ["--no-extension"]), "--module", generation.module, "/mnt/source",
+            kernel.release, version, "/mnt/stage"]
     _in_root(root, argv, deadline, log, f"RTPEngine {version} can't be compiled for {kernel.release}",
              compile=script, source=tree, stage=stage)
 
@@ -159,18 +185,18 @@ def _in_root(root: Path, argv: list[str], deadline: Deadline, log: Path, what: s
         raise builder.failure(what, error, log) from error
 
 
-def _binaries(packages: Path, stage: Path) -> None:
+def _binaries(packages: Path, generation: Generation, stage: Path) -> None:
     """The distribution's own binaries, where the element wants them."""
-    for origin, target in (("usr/bin/rtpengine", "usr/sbin/rtpengine"), (XTABLES, XTABLES),
-                           ("usr/bin/rtpengine-ctl", "usr/bin/rtpengine-ctl")):
-        file = packages / origin
-        if not file.exists():
-            if target.endswith("ctl"):
-                continue
-            raise BuildError(f"the packages hold no {origin}",
-                             hint="rtpengine-daemon and rtpengine-iptables must be among them")
-        (stage / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(file, stage / target)
+    for origin, target in (("usr/bin/rtpengine", _compiled(generation)[0]),
+                           *((file, file) for file in (*_compiled(generation)[1:], "usr/bin/rtpengine-ctl"))):
+        if (packages / origin).exists():
+            (stage / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(packages / origin, stage / target)
+
+
+def _compiled(generation: Generation) -> list[str]:
+    """The programs and libraries of an artifact: the daemon, then the extension where there is one."""
+    return ["usr/sbin/rtpengine", *([f"{XTABLES}/{generation.extension}"] if generation.extension else [])]
 
 
 def _depends(packages: Path) -> list[str]:
@@ -202,9 +228,9 @@ def library_packages(root: Path, needed: set[str]) -> list[str]:
     return sorted(set(owners.values()))
 
 
-def _needed(root: Path, stage: Path) -> set[str]:
+def _needed(root: Path, generation: Generation, stage: Path) -> set[str]:
     """The shared libraries that the binaries in `stage` ask for (ELF NEEDED)."""
-    files = [f"/mnt/stage/{name}" for name in ("usr/sbin/rtpengine", XTABLES)]
+    files = [f"/mnt/stage/{name}" for name in _compiled(generation)]
     return set(re.findall(r"NEEDED +(\S+)", run(contained_in(root, ["objdump", "-p", *files], stage=stage)).stdout))
 
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from harness import conntrack
 from harness import known as known_files
 from harness.appliance import Appliance, Opensips, Rtpengine
+from harness.debian import Release
 from harness.image.root import Root
 from harness.known import Known
 from harness.results import Finding
-
-MODULE = "xt_RTPENGINE"
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class Expectation:
     """
 
     kernel: str
+    release: Release
     datasources: tuple[str, ...]
     mirrors: tuple[str, ...]
     disk: int
@@ -45,6 +45,7 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
     goal = appliance.conntrack
     return Expectation(
         kernel=kernel,
+        release=appliance.debian,
         datasources=appliance.datasources,
         mirrors=tuple(m.rstrip("/") for m in (appliance.image_mirror, appliance.image_security_mirror) if m),
         disk=appliance.server.disk * 2**30,

@@ -9,12 +9,11 @@ from collections import deque
 
 from harness import relayoptions
 from harness.image import configuration, elf
-from harness.image.finding import MODULE, Check, Expectation, Seen, all_of, equal, few, none_of
+from harness.image.finding import Check, Expectation, Seen, all_of, equal, few, none_of
 from harness.image.packages import installed
 from harness.image.root import Root
 
 DAEMON = "/usr/sbin/rtpengine"
-EXTENSION = "libxt_RTPENGINE.so"
 LIBRARIES = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
 LOG = "/var/log/rtpengine.log"
 PROXY_LOG = "/var/log/opensips.log"
@@ -25,14 +24,10 @@ NOTRACK = "/etc/conntrack/notrack.rules"
 _REBUILD = "./inv build --force builds it again"
 
 
-def module_path(kernel: str) -> str:
-    """Where the relay's module lies for `kernel`."""
-    return f"/usr/lib/modules/{kernel}/extra/{MODULE}.ko"
-
-
 def extension_paths(root: Root) -> list[str]:
-    """Where the extension lies in a directory in which iptables looks for it."""
-    return [path for directory in LIBRARIES if root.exists(path := f"{directory}/xtables/{EXTENSION}")]
+    """The relay's extensions in the directories in which iptables looks for them."""
+    return [f"{directory}/xtables/{name}" for directory in LIBRARIES for name in root.names(f"{directory}/xtables")
+            if re.fullmatch(r"lib.*_RTPENGINE\.so", name)]
 
 
 def kernels(root: Root, expect: Expectation) -> Seen:
@@ -66,8 +61,10 @@ def module_trees(root: Root, expect: Expectation) -> Seen:
 
 
 def vermagic(root: Root, expect: Expectation) -> Seen:
-    path = module_path(expect.kernel)
-    elsewhere = [p for p in root.files("/usr/lib/modules") if p.rsplit("/", 1)[1].startswith(f"{MODULE}.ko")]
+    assert expect.relay
+    module = expect.relay.generation.module
+    path = f"/usr/lib/modules/{expect.kernel}/extra/{module}.ko"
+    elsewhere = [p for p in root.files("/usr/lib/modules") if p.rsplit("/", 1)[1].startswith(f"{module}.ko")]
     if path not in elsewhere:
         return Seen(False, path, few(elsewhere) or "no such module", hint=_REBUILD)
     with root.open(path) as file:
@@ -77,8 +74,9 @@ def vermagic(root: Root, expect: Expectation) -> Seen:
 
 
 def module_index(root: Root, expect: Expectation) -> Seen:
+    assert expect.relay
     directory = f"/usr/lib/modules/{expect.kernel}"
-    entry = f"extra/{MODULE}.ko:"
+    entry = f"extra/{expect.relay.generation.module}.ko:"
     line = next((line for line in root.text(f"{directory}/modules.dep").splitlines() if line.startswith(entry)), None)
     if line is None or entry.encode() not in root.read(f"{directory}/modules.dep.bin"):
         return Seen(False, f"{entry[:-1]} in modules.dep", "not in modules.dep" if line is None
@@ -90,17 +88,20 @@ def module_index(root: Root, expect: Expectation) -> Seen:
 
 def module_at_boot(root: Root, expect: Expectation) -> Seen:
     assert expect.relay
-    states = {True: f"{MODULE} is loaded", False: f"{MODULE} is not loaded"}
-    return equal(states[expect.relay.table >= 0], states[MODULE in configuration.modules_loaded(root)],
+    module = expect.relay.generation.module
+    states = {True: f"{module} is loaded", False: f"{module} is not loaded"}
+    return equal(states[expect.relay.table >= 0], states[module in configuration.modules_loaded(root)],
                  hint="a file in /etc/modules-load.d names it; table = -1 is without the module")
 
 
 def programs(root: Root, expect: Expectation) -> Seen:
-    seen = extension_paths(root)
-    if root.exists(DAEMON) and root.lstat(DAEMON).st_mode & 0o111 == 0o111:
-        seen.insert(0, DAEMON)
-    return Seen(DAEMON in seen and len(seen) == 2, f"{DAEMON} to execute, one {EXTENSION} for iptables",
-                few(seen) or "neither", hint=_REBUILD)
+    assert expect.relay
+    wanted = expect.relay.generation.extension
+    extensions = extension_paths(root)
+    daemon = [DAEMON] if root.exists(DAEMON) and root.lstat(DAEMON).st_mode & 0o111 == 0o111 else []
+    good = daemon and [posixpath.basename(path) for path in extensions] == ([wanted] if wanted else [])
+    return Seen(bool(good), f"{DAEMON} to execute, {f'one {wanted}' if wanted else 'no extension'} for iptables",
+                few((*daemon, *extensions)) or "neither", hint=_REBUILD)
 
 
 def shared_libraries(root: Root, expect: Expectation) -> Seen:
@@ -275,8 +276,8 @@ def cloud_init_enabled(root: Root, expect: Expectation) -> Seen:
     switches = [path for path in ("/etc/cloud/cloud-init.disabled",) if root.exists(path)]
     if switches:
         return none_of("switch that disables cloud-init", switches)
-    return all_of(["cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service"],
-                  configuration.enabled_units(root), hint="systemctl enable, in elements/voip-appliance/post-install.d")
+    return all_of((expect.release.cloud_init, *expect.release.stages), configuration.enabled_units(root),
+                  hint="systemctl enable, in elements/voip-appliance/post-install.d")
 
 
 def world_writable(root: Root, expect: Expectation) -> Seen:
@@ -299,7 +300,7 @@ RELAY_CHECKS = (
     Check("the relay's module is for that kernel", vermagic),
     Check("modprobe finds the relay's module", module_index),
     Check("the relay's module is loaded at boot", module_at_boot),
-    Check("daemon and iptables extension are in place", programs),
+    Check("the relay's programs are in place", programs),
     Check("their shared libraries are in place", shared_libraries),
     Check("Redis as described", redis_unit),
     Check("rtpengine.conf as described", relay_configuration),

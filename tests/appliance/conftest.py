@@ -52,6 +52,12 @@ def table(rtpengine):
 
 
 @pytest.fixture(scope="session")
+def generation(rtpengine):
+    """What the relay's generation has to show."""
+    return rtpengine.generation
+
+
+@pytest.fixture(scope="session")
 def plan(conntrack, appliance):
     """The connection tracking table that follows from the description."""
     return conntrack_plan(conntrack, appliance.server.memory)
@@ -71,10 +77,10 @@ def provoked(read):
 
 
 @pytest.fixture(scope="session")
-def units(host):
+def units(host, appliance):
     """Properties of the units that checks ask for, by unit (systemctl(1), show)."""
     names = ["rtpengine.service", "redis-server.service", "opensips.service", "logrotate.timer",
-             "cloud-init-stages.service"]
+             appliance.debian.cloud_init]
     shown = host.check_output("systemctl show --property=ActiveState,SubState,NRestarts,Result,UnitFileState,MainPID,"
                               "StatusText,ExecStart " + " ".join(names))
     blocks = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]

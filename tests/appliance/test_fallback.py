@@ -10,7 +10,6 @@ from harness.voip.traffic import Traffic
 pytestmark = pytest.mark.level("acceptance")
 
 UNIT = "rtpengine.service"
-MODULE = "xt_RTPENGINE"
 KEEP_AWAY = "/run/modprobe.d/dialtone.conf"
 SECONDS = 2.0
 LONGEST = 120.0
@@ -18,10 +17,10 @@ LONGEST = 120.0
 
 
 @pytest.mark.after("test_forwarded_by_module")
-def test_without_rule(host, put_back, settled, listed, media_address, table, whole):
+def test_without_rule(host, put_back, settled, listed, media_address, generation, table, whole):
     """without the rule to the module the media of calls go on in user space, and in the kernel once it is back"""
-    talk, command = settled, "ip6tables" if ":" in media_address else "iptables"
-    ports, rule = {stream.target[1] for stream in talk.streams}, f"INPUT -p udp -j RTPENGINE --id {table}"
+    talk, rule = settled, generation.rule("ip6" if ":" in media_address else "ip", table)
+    ports = {stream.target[1] for stream in talk.streams}
 
     def forwarded():
         """Packets that the module forwards in SECONDS of media, by port."""
@@ -30,8 +29,8 @@ def test_without_rule(host, put_back, settled, listed, media_address, table, who
         return acceptance.grown(before, acceptance.targets(listed()), ports).values()
 
     talk.during(0)
-    with put_back(f"{command} -w -I {rule}", LONGEST):
-        host.check_output(f"{command} -w -D {rule}")
+    with put_back(rule.insert, LONGEST):
+        host.check_output(rule.delete)
         without = forwarded()
     with_rule = forwarded()
     sent = SECONDS * 1000 / talk.streams[0].ptime
@@ -43,19 +42,20 @@ def test_without_rule(host, put_back, settled, listed, media_address, table, who
 
 
 @pytest.mark.after("test_forwarded_by_module", "test_module_unloaded_and_loaded")
-def test_without_module(host, put_back, find, switchboard, endpoint, arrived, table, rtpengine, seen):
+def test_without_module(host, put_back, find, switchboard, endpoint, arrived, table, generation, rtpengine, seen):
     """without the module the daemon refuses to start where the description says no_fallback, else it relays"""
-    back = (f"rm -f {KEEP_AWAY}; systemctl stop {UNIT}; modprobe {MODULE} && systemctl start {UNIT} && "
+    module = generation.module
+    back = (f"rm -f {KEEP_AWAY}; systemctl stop {UNIT}; modprobe {module} && systemctl start {UNIT} && "
             f"systemctl reset-failed {UNIT}")
     with put_back(back, LONGEST):
-        host.check_output("systemctl stop %s && timeout 5 sh -c 'until rmmod %s; do sleep 0.1; done'", UNIT, MODULE)
+        host.check_output("systemctl stop %s && timeout 5 sh -c 'until rmmod %s; do sleep 0.1; done'", UNIT, module)
         # A rule's target is loaded on demand.
-        host.check_output("mkdir -p %s && echo install %s /bin/false >%s", KEEP_AWAY.rpartition("/")[0], MODULE,
+        host.check_output("mkdir -p %s && echo install %s /bin/false >%s", KEEP_AWAY.rpartition("/")[0], module,
                           KEEP_AWAY)
         started = host.run("systemctl start %s", UNIT)
         state = host.check_output("systemctl show --property=ActiveState,ExecMainStatus %s", UNIT)
         log = host.run("journalctl -b -u %s -o cat -n 20", UNIT).stdout
-        why = next((line.partition("] ")[2] for line in log.splitlines()[::-1] if "fallback disallowed" in line), "")
+        why = next((line.partition("] ")[2] for line in log.splitlines()[::-1] if generation.refusal in line), "")
         if rtpengine.no_fallback:
             refused(dict(line.split("=", 1) for line in state.splitlines()), why, seen)
         else:
@@ -67,7 +67,7 @@ def refused(state, why, seen):
     said = f"{state['ActiveState']}, exit status {state['ExecMainStatus']}; {why or 'no word of why'}"
     seen(said)
     expect(state["ActiveState"] != "active" and state["ExecMainStatus"] == "255" and why != "",
-           "not active, exit status 255: fallback disallowed", said)
+           "not active, exit status 255, with the reason", said)
 
 
 def relayed(switchboard, endpoint, arrived, find, seen):

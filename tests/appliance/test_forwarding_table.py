@@ -33,9 +33,9 @@ def test_table_in_use_is_kept(host, read, table):
 
 
 @pytest.mark.after("test_daemon_holds_table")
-def test_module_in_use_is_kept(host, table):
+def test_module_in_use_is_kept(host, generation, table):
     """the module can't be unloaded while it is in use"""
-    refused = host.run("rmmod xt_RTPENGINE")
+    refused = host.run("rmmod %s", generation.module)
     if refused.rc == 0:
         host.run("systemctl restart rtpengine.service")
     expect(refused.rc != 0 and "in use" in refused.stderr, "rmmod refused: in use",
@@ -43,15 +43,14 @@ def test_module_in_use_is_kept(host, table):
 
 
 @pytest.mark.after("test_module_control_files")
-def test_table_added_and_deleted(host, read, find, table):
+def test_table_added_and_deleted(host, read, find, generation, table):
     """a table can be added and deleted"""
     spare = 63 if table != 63 else 62
     added = host.run("echo add %s >%s", str(spare), CONTROL)
     try:
         expect(added.rc == 0, f"table {spare} added", added.stderr.strip())
         names = [path.rsplit("/", 1)[1] for path in find(f"/proc/rtpengine/{spare}/*")]
-        expect({"blist", "control", "list", "status"} <= set(names), "blist, control, list and status in its directory",
-               " ".join(names))
+        expect(set(generation.files) <= set(names), f"{', '.join(generation.files)} in its directory", " ".join(names))
         listed = read(LIST)[LIST].split()
         expect(str(spare) in listed, f"table {spare} in {LIST}", " ".join(listed))
     finally:
@@ -61,10 +60,10 @@ def test_table_added_and_deleted(host, read, find, table):
 
 
 @pytest.mark.after("test_daemon_holds_table")
-@pytest.mark.parametrize("command", ["iptables", "ip6tables"])
-def test_rule_to_module(host, table, command):
+@pytest.mark.parametrize("family", ["ip", "ip6"])
+def test_rule_to_module(host, generation, table, family):
     """UDP packets are handed to the module"""
-    wanted = f"-A INPUT -p udp -j RTPENGINE --id {table}"
-    rules = host.check_output("%s -w -S INPUT", command).splitlines()
-    expect(rules.count(wanted) == 1, f"{command}: {wanted}, once",
-           "; ".join(rule for rule in rules if "RTPENGINE" in rule) or "no rule for RTPENGINE")
+    rule = generation.rule(family, table)
+    shown = host.run(rule.show).stdout.splitlines()
+    expect(shown.count(rule.line) == 1, f"{family}: {rule.line}, once",
+           "; ".join(line for line in shown if "rtpengine" in line.lower() or len(shown) == 1) or "no rule for it")

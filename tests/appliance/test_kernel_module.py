@@ -6,45 +6,49 @@ import pytest
 
 from harness.plugin import expect
 
-MODULE = "xt_RTPENGINE"
+
+@pytest.fixture(scope="module")
+def module(generation):
+    """The name of the relay's kernel module."""
+    return generation.module
 
 
 @pytest.fixture(scope="module")
-def modinfo(host, rtpengine):
+def modinfo(host, module):
     """What modinfo(8) says of the module that modprobe would load; empty where there is none."""
-    lines = host.run("modinfo %s", MODULE).stdout.splitlines()
+    lines = host.run("modinfo %s", module).stdout.splitlines()
     return dict(re.split(r":\s+", line, maxsplit=1) for line in lines if re.match(r"\w+:\s", line))
 
 
-def test_module_fits_kernel(modinfo, kernel, console):
+def test_module_fits_kernel(modinfo, module, kernel, console):
     """the module is built for the running kernel"""
-    expect(bool(modinfo), f"a module {MODULE} for kernel {kernel}", "none: modinfo does not find it")
+    expect(bool(modinfo), f"a module {module} for kernel {kernel}", "none: modinfo does not find it")
     built_for = modinfo["vermagic"].split()[0]
     expect(built_for == kernel, f"vermagic {kernel}, the kernel that runs", built_for,
-           f"no module {MODULE} can be loaded: it is built for {built_for}, the server runs {kernel}",
-           lambda: console.lines(rf"{MODULE}.*version magic"))
+           f"no module {module} can be loaded: it is built for {built_for}, the server runs {kernel}",
+           lambda: console.lines(rf"{module}.*version magic"))
 
 
-def test_module_in_extra(read, find, rtpengine, kernel):
+def test_module_in_extra(read, find, module, kernel):
     """the module lies in extra/ and depmod knows it"""
     base = f"/lib/modules/{kernel}"
     dependencies = read(f"{base}/modules.dep").get(f"{base}/modules.dep", "")
-    listed = re.findall(rf"^([^:\n]*/{MODULE}\.ko[^:\n]*):", dependencies, re.MULTILINE)
-    expect(any(path.startswith("extra/") for path in listed), f"{base}/extra/{MODULE}.ko in {base}/modules.dep",
+    listed = re.findall(rf"^([^:\n]*/{module}\.ko[^:\n]*):", dependencies, re.MULTILINE)
+    expect(any(path.startswith("extra/") for path in listed), f"{base}/extra/{module}.ko in {base}/modules.dep",
            " ".join(listed) or "no such module in modules.dep")
     expect(bool(find(f"{base}/{listed[0]}")), f"the file {base}/{listed[0]}", "it is not there")
 
 
 @pytest.mark.after("test_module_fits_kernel", "test_module_in_extra")
-def test_module_loaded(host, read, table, console):
+def test_module_loaded(host, read, module, table, console):
     """the module is loaded since boot"""
     loaded = [line.split()[0] for line in read("/proc/modules")["/proc/modules"].splitlines()]
     named = [path for path, text in read("/etc/modules-load.d/*.conf", "/usr/lib/modules-load.d/*.conf").items()
-             if MODULE in text.split()]
-    expect(MODULE in loaded, f"{MODULE} in /proc/modules", "it is not loaded",
+             if module in text.split()]
+    expect(module in loaded, f"{module} in /proc/modules", "it is not loaded",
            "no file below /etc/modules-load.d names it" if not named else
-           lambda: host.run("journalctl -b -u systemd-modules-load -o cat | grep %s", MODULE).stdout.strip(),
-           lambda: console.lines(MODULE))
+           lambda: host.run("journalctl -b -u systemd-modules-load -o cat | grep %s", module).stdout.strip(),
+           lambda: console.lines(module))
 
 
 @pytest.mark.after("test_module_loaded")

@@ -219,14 +219,14 @@ def machine(host):
 
 
 @contextmanager
-def without_rule(host, put_back, table):
+def without_rule(host, put_back, generation, table):
     """The firewall hands no packet to the module, and the daemon gets them all."""
-    rule = f"INPUT -p udp -j RTPENGINE --id {table}"
-    if host.run(f"iptables -w -C {rule}").rc != 0:
+    rule = generation.rule("ip", table)
+    if rule.line not in host.run(rule.show).stdout.splitlines():
         yield
         return
-    with put_back(f"iptables -w -C {rule} 2>/dev/null || iptables -w -I {rule}", 2 * SEARCH):
-        host.check_output(f"iptables -w -D {rule}")
+    with put_back(rule.insert, 2 * SEARCH):
+        host.check_output(rule.delete)
         yield
 
 
@@ -295,11 +295,11 @@ def test_calls_held_in_kernel(bench, table, most, measure, seen):
     judged(bench.climb(KERNEL, measure, most), KERNEL, 1.0, measure, seen)
 
 
-def test_calls_held_in_user_space(bench, host, put_back, most, measure, seen):
+def test_calls_held_in_user_space(bench, host, put_back, generation, most, measure, seen):
     """calls are held within the bounds of loss and jitter, forwarded by the daemon"""
     with ExitStack() as changed:
         if bench.table >= 0:
-            changed.enter_context(without_rule(host, put_back, bench.table))
+            changed.enter_context(without_rule(host, put_back, generation, bench.table))
         climb = bench.climb(USER, measure, most)
     judged(climb, USER, 0.0, measure, seen)
 

@@ -47,7 +47,7 @@ DEFECTS = [
     Defect("forwarding table -1", "sed -i 's/^table = 0$/table = -1/' etc/rtpengine/rtpengine.conf",
            "rtpengine.conf as described", "test_daemon_holds_table"),
     Defect("no rule for IPv6", "sed -i 's/for command in iptables ip6tables/for command in iptables/' "
-           "usr/libexec/rtpengine/kernel-forwarding", "", "test_rule_to_module[ip6tables]"),
+           "usr/libexec/rtpengine/kernel-forwarding", "", "test_rule_to_module[ip6]"),
     Defect("host key in the image",
            "ssh-keygen -q -t ed25519 -N '' -f etc/ssh/ssh_host_ed25519_key; touch -d '1 day ago' etc/ssh/ssh_host_*; "
            "echo 'ssh_deletekeys: false' >>etc/cloud/cloud.cfg.d/92_voip-appliance-network.cfg",
@@ -61,8 +61,8 @@ DEFECTS = [
            "etc/cloud/cloud.cfg.d/*datasources.cfg",
            "cloud-init data sources as described", "test_datasource_as_described"),
     Defect("every stage of cloud-init by itself",
-           "rm etc/systemd/system/cloud-init.target.wants/cloud-init-stages.service", "",
-           "test_stages_share_interpreter"),
+           "rm etc/systemd/system/cloud-init.target.wants/cloud-init-stages.service",
+           "cloud-init is enabled", "test_stages_share_interpreter"),
 ]
 
 
@@ -206,7 +206,7 @@ IN_USE = Control("""\
 test_module_loaded
 test_module_control_files test_service_active
 test_control_port_listening test_interfaces_of_server test_table_in_use_is_kept test_module_in_use_is_kept \
-test_table_added_and_deleted test_rule_to_module[iptables] test_rule_to_module[ip6tables]
+test_table_added_and_deleted test_rule_to_module[ip] test_rule_to_module[ip6]
 test_ng_ping
 test_ng_statistics test_ng_list test_ng_refusal
 """, r"""

@@ -82,7 +82,7 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
     ("version: 10.5.3.5\n      sources", 'version: "10.5"\n      sources',
      'appliances.yaml:8:7: appliances.relay.rtpengine.version: "10.5" is not a full version (like 10.5.3.5)'),
     ("release: bookworm", "release: sarge",
-     "appliances.yaml:4:5: appliances.relay.release: 'sarge' is not one of ['bookworm']"),
+     "appliances.yaml:4:5: appliances.relay.release: 'sarge' is not one of ['bookworm', 'trixie']"),
     ("    release: bookworm\n", "",
      "appliances.yaml:2:3: appliances.relay: 'release' is missing"),
     ("release: bookworm", "release: bookworm\n    colour: red",
@@ -122,6 +122,9 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      "appliances.yaml:5:5: appliances.relay.elements: the element conntrack and the section conntrack need each other"),
     ("    conntrack: {calls: 100, headroom: 1.5}\n", "",
      "appliances.yaml:5:5: appliances.relay.elements: the element conntrack and the section conntrack need each other"),
+    ("release: bookworm", "release: trixie",
+     "appliances.yaml:4:5: appliances.relay.release: RTPEngine 10.5.3.5 can't be built for trixie; its generation is "
+     "for bookworm"),
     ("      sources:", "      port_max: 20000\n      sources:",
      "appliances.yaml:9:7: appliances.relay.rtpengine.port_max: the port range 30000 to 20000 is empty"),
     ("      sources:", "      learning: always\n      sources:",
@@ -147,6 +150,21 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, complaint):
     lines = _complaints(tmp_path, GOOD.replace(old, new, 1))
     assert lines[0].startswith(complaint), lines
     assert len(lines) == 1
+
+
+def test_a_version_of_no_known_generation(tmp_path):
+    [said] = _complaints(tmp_path, GOOD.replace("10.5.3.5", "9.5.3.5"))
+    assert said == ("appliances.yaml:8:7: appliances.relay.rtpengine.version: 9.5.3.5 is of no generation of RTPEngine "
+                    "that is known: 10.5 to before 12, 12 to before 14.1")
+
+
+def test_packages_that_its_generation_is_made_of(tmp_path):
+    text = GOOD.replace("kind: debian-source\n          package: rtpengine", "kind: debian-packages")
+    text = text.replace("sha256: 29834b592e3970ec0012a9ed12e242ce35232227df243fe61156f160644e72f0",
+                        "packages: {rtpengine-daemon: " + "a" * 64 + "}")
+    assert _complaints(tmp_path, text) == [
+        "appliances.yaml:17:11: appliances.relay.rtpengine.sources.1.packages: rtpengine-kernel-dkms, "
+        "rtpengine-iptables must be among them"]
 
 
 def test_ports_that_are_not_tracked_need_a_relay(tmp_path):

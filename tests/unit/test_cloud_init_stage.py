@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import PROJECT
 
 STAGE = "modules --mode=final"
-SCRIPT = PROJECT / "elements/voip-appliance/voip-appliance-root/usr/libexec/voip-appliance/cloud-init-stage"
+SCRIPT = PROJECT / "elements/voip-appliance/cloud-init-stages-root/usr/libexec/voip-appliance/cloud-init-stage"
 ITSELF = "itself modules --mode=final\n"
 
 Ask = Callable[[], "subprocess.Popen[str]"]

@@ -33,7 +33,7 @@ appliances:
     elements: [voip-appliance]
   other:
     description: another
-    release: bookworm
+    release: trixie
     elements: [voip-appliance]
   proxy:
     description: a proxy
