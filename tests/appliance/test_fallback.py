@@ -55,7 +55,7 @@ def test_without_module(host, put_back, find, switchboard, endpoint, arrived, ta
         started = host.run("systemctl start %s", UNIT)
         state = host.check_output("systemctl show --property=ActiveState,ExecMainStatus %s", UNIT)
         log = host.run("journalctl -b -u %s -o cat -n 20", UNIT).stdout
-        why = next((line.partition("] ")[2] for line in log.splitlines()[::-1] if generation.refusal in line), "")
+        why = next((line.rpartition("] ")[2] for line in log.splitlines()[::-1] if generation.refusal in line), "")
         if rtpengine.no_fallback:
             refused(dict(line.split("=", 1) for line in state.splitlines()), why, seen)
         else:
