@@ -26,6 +26,8 @@ class Rule:
 class Generation:
     """Versions from `first` to before `end`, compared by as many numbers as these have.
 
+    `own_count` says whether the counts of a port in the module's list are its own; where not, they are shared with the
+    daemon, which counts there what it forwards itself, and only the total of packets in the kernel is the module's.
     `extension` is the file of the iptables extension, empty where there is none. `maker` says who makes the rules: the
     service's `unit` before it starts the daemon, or the `daemon`. `files` are those of a forwarding table in
     /proc/rtpengine; `refusal` is what the daemon says last where it may not do without the module.
@@ -42,6 +44,7 @@ class Generation:
     maker: str
     rule_template: Rule
     files: tuple[str, ...]
+    own_count: bool
     refusal: str
     source: tuple[str, ...]
     packages: tuple[str, ...]
@@ -64,7 +67,7 @@ _BY_UNIT = Rule(show="{iptables} -w -S INPUT", line=f"-A INPUT {_XTABLES}",
                 delete=f"{{iptables}} -w -D INPUT {_XTABLES}")
 _OPTIONS = "/usr/sbin/rtpengine --table={table} --nftables-family={family}"
 _BY_DAEMON = Rule(show=f"{_OPTIONS} --nftables-status", line="Netfilter rules check SUCCESSFUL",
-                  insert=f"{_OPTIONS} --nftables-start", delete=f"{_OPTIONS} --nftables-stop")
+                  insert=f"{_OPTIONS} --nftables-start", delete="{iptables} -w -F rtpengine")
 
 _LIBRARIES = ("libcurl4-openssl-dev", "libevent-dev", "libglib2.0-dev", "libhiredis-dev", "libiptc-dev",
               "libjson-glib-dev", "libpcap0.8-dev", "libssl-dev", "libsystemd-dev", "libwebsockets-dev",
@@ -73,14 +76,15 @@ _LIBRARIES = ("libcurl4-openssl-dev", "libevent-dev", "libglib2.0-dev", "libhire
 GENERATIONS = (
     Generation(
         first=(10, 5), end=(12,), module="xt_RTPENGINE", extension="libxt_RTPENGINE.so", maker="unit",
-        rule_template=_BY_UNIT, files=("blist", "control", "list", "status"), refusal="fallback disallowed",
+        rule_template=_BY_UNIT, files=("blist", "control", "list", "status"), own_count=True,
+        refusal="fallback disallowed",
         source=("daemon/Makefile", "iptables-extension/Makefile", "kernel-module/xt_RTPENGINE.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon", "rtpengine-iptables"),
         libraries={"bookworm": (*_LIBRARIES, "libpcre3-dev")},
     ),
     Generation(
         first=(12,), end=(14, 1), module="xt_RTPENGINE", extension="", maker="daemon",
-        rule_template=_BY_DAEMON, files=("calls", "control", "list", "status"),
+        rule_template=_BY_DAEMON, files=("calls", "control", "list", "status"), own_count=False,
         refusal="Failed to create nftables chains or rules",
         source=("daemon/nftables.c", "kernel-module/xt_RTPENGINE.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),

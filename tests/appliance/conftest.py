@@ -211,8 +211,9 @@ class Conversation:
     """Calls that took place at once. Where kernel forwarding is described, `sent` and `forwarded` are of the time after
     learning: what was sent to each of the relay's ports, and by how much the module's count of it grew.
 
-    `learned` is after how many seconds the module had every port, None where it never did. `totals` is by how much the
-    daemon's own counters grew, over the whole calls.
+    `learned` is after how many seconds the module had every port, None where it never did. `by_module` is how many of
+    them all the kernel forwarded by a count that is the module's alone. `totals` is by how much the daemon's own
+    counters grew, over the whole calls.
     """
 
     results: list[CallResult]
@@ -221,6 +222,7 @@ class Conversation:
     learned: float | None
     sent: dict[int, int]
     forwarded: dict[int, int]
+    by_module: int
     totals: dict[str, int]
 
 
@@ -229,7 +231,19 @@ AFTERWARDS = 4.0
 
 
 @pytest.fixture(scope="session")
-def conversation(switchboard, endpoint, read, arrived, rtpengine):
+def by_module(switchboard, generation):
+    """by_module(forwarded): a number that grows by one with every packet that the kernel forwards, and by nothing else;
+    `forwarded` are the counts of the ports in question in the module's list."""
+    def count(forwarded):
+        if generation.own_count:
+            return sum(forwarded.values())
+        return int(switchboard.statistics()["totalstatistics"]["relayedpackets_kernel"])
+
+    return count
+
+
+@pytest.fixture(scope="session")
+def conversation(switchboard, endpoint, read, arrived, by_module, rtpengine):
     """Ten calls with media both ways: until the kernel forwards them, and some seconds more. Without RTCP, so that the
     relay's counters are those of what was sent."""
     file = f"/proc/rtpengine/{rtpengine.table}/list"
@@ -242,13 +256,16 @@ def conversation(switchboard, endpoint, read, arrived, rtpengine):
             learned = acceptance.learned(learning, streams, lambda: read(file).get(file, ""))
             learning.stop(acceptance.LINGER)
         counted, packets = acceptance.targets(read(file).get(file, "")), {s: s.sent for s in streams}
+        begun = by_module(counted)
         afterwards = Traffic(streams, report_every=0).run(AFTERWARDS, acceptance.LINGER)
         sent = {stream.target[1]: stream.sent - packets[stream] for stream in streams}
-        forwarded = acceptance.grown(counted, acceptance.targets(read(file).get(file, "")), sent)
+        ended = acceptance.targets(read(file).get(file, ""))
+        forwarded, in_kernel = acceptance.grown(counted, ended, sent), by_module(ended) - begun
         results = [call.result() for call in calls]
     after = switchboard.statistics()["totalstatistics"]
     totals = {name: int(after[name]) - int(before[name]) for name in after if name.startswith("relayedpackets")}
-    return Conversation(results, [learning.health, afterwards], arrived() - came, learned, sent, forwarded, totals)
+    return Conversation(results, [learning.health, afterwards], arrived() - came, learned, sent, forwarded, in_kernel,
+                        totals)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ def test_forwarded_by_module(conversation, table, seen):
     sent, forwarded = conversation.sent, conversation.forwarded
     said = f"{sum(forwarded.values()):,} of {sum(sent.values()):,} packets to {len(sent)} ports"
     seen(f"{said}, {conversation.learned:.1f} s after the first one")
+    expect(conversation.by_module == sum(sent.values()), f"{sum(sent.values()):,} packets, as many as were sent",
+           f"{conversation.by_module:,} by the module's own count")
     wrong = [port for port in sent if forwarded[port] != sent[port]]
     expect(not wrong, f"{sum(sent.values()):,} packets, as many as were sent to each port",
            f"{said}; not all of port {', '.join(map(str, wrong[:5]))}" + (", ..." if wrong[5:] else ""))

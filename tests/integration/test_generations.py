@@ -24,8 +24,8 @@ EXTENSION = "/usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
 
 
 def without_rule(family: str, red: str) -> Control:
-    words = f"/usr/sbin/rtpengine --table=0 --nftables-family={family}"
-    return Control(f"no rule for {family}", f"{words} --nftables-stop", f"{words} --nftables-start", red)
+    start = f"/usr/sbin/rtpengine --table=0 --nftables-family={family} --nftables-start"
+    return Control(f"no rule for {family}", f"{family}tables -w -F rtpengine", start, red)
 
 
 CONTROLS = [

@@ -35,7 +35,8 @@ def test_the_rule_of_a_family_and_table() -> None:
     old, new = (g.rule("ip6", 3) for g in generation.GENERATIONS)
     assert (old.show, old.line) == ("ip6tables -w -S INPUT", "-A INPUT -p udp -j RTPENGINE --id 3")
     assert old.delete == "ip6tables -w -D INPUT -p udp -j RTPENGINE --id 3"
-    assert new.delete == "/usr/sbin/rtpengine --table=3 --nftables-family=ip6 --nftables-stop"
+    assert new.insert == "/usr/sbin/rtpengine --table=3 --nftables-family=ip6 --nftables-start"
+    assert new.delete == "ip6tables -w -F rtpengine"
 
 
 def test_the_generation_reaches_the_element(project: Path) -> None:
