@@ -22,16 +22,19 @@ AFTERWARDS = 2.0
 @dataclass(frozen=True)
 class Bridged:
     """A call between these families. `told` is where the relay wants the media of both ends, `afterwards` how many
-    packets were sent since the module had the ports of all calls, `forwarded` how many it counted, before that too."""
+    packets were sent since the module had the ports of all calls, `forwarded` how many its list counts, before too.
+    `all_afterwards` and `all_forwarded` are of the calls of all ways, the latter by the module's own count."""
 
     result: CallResult
     told: list[str]
     afterwards: int
     forwarded: int
+    all_afterwards: int
+    all_forwarded: int
 
 
 @pytest.fixture(scope="module")
-def bridged(server, switchboard, endpoint, endpoint_towards, read, arrived, rtpengine):
+def bridged(server, switchboard, endpoint, endpoint_towards, read, arrived, by_module, rtpengine):
     """A call each way, all at once, until the kernel forwards them and some seconds more."""
     if not server.internal_ipv6:
         pytest.skip("the server has no IPv6 address")
@@ -42,7 +45,7 @@ def bridged(server, switchboard, endpoint, endpoint_towards, read, arrived, rtpe
 
     open_one = {"4": endpoint, "6": partial(endpoint_towards, server.internal_ipv6)}
     calls = {way: Call(switchboard, *(open_one[family]() for family in families)) for way, families in WAYS.items()}
-    before = arrived()
+    before, begun = arrived(), by_module({})
     with placed(list(calls.values())):
         streams = [stream for call in calls.values() for stream in call.streams]
         ports = {stream.target[1] for stream in streams} if rtpengine.table >= 0 else set()
@@ -53,10 +56,11 @@ def bridged(server, switchboard, endpoint, endpoint_towards, read, arrived, rtpe
             sent = {stream: stream.sent for stream in streams}
             traffic.wait(AFTERWARDS)
             health = traffic.stop(acceptance.LINGER)
-        known = targets()
+        known = acceptance.grown({}, targets(), [stream.target[1] for stream in streams])
+        together = sum(stream.sent for stream in streams) - sum(sent.values()), by_module(known) - begun
         seen = {way: Bridged(call.result(), [media.address for media in (call.relay_to_caller, call.relay_to_callee)],
                              sum(stream.sent - sent[stream] for stream in call.streams),
-                             sum(known.get(stream.target[1], 0) for stream in call.streams))
+                             sum(known[stream.target[1]] for stream in call.streams), *together)
                 for way, call in calls.items()}
     acceptance.fit([one.result for one in seen.values()], [health], arrived() - before)
     return seen
@@ -85,3 +89,6 @@ def test_ipv6_forwarded_by_module(bridged, table, seen, way):
     said = f"{call.forwarded:,} packets forwarded in the kernel"
     seen(f"{said}, {call.afterwards:,} of them sent after learning")
     expect(call.forwarded >= call.afterwards > 0, f"{call.afterwards:,} or more, those sent after learning", said)
+    expect(call.all_forwarded >= call.all_afterwards,
+           f"{call.all_afterwards:,} or more of the calls of all ways, those sent after learning",
+           f"{call.all_forwarded:,} by the module's own count")

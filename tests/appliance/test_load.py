@@ -90,6 +90,7 @@ class Bench:
     read: object
     pid: int
     table: int
+    by_module: object
     here: bool
     """The server runs on this host."""
     climbs: dict[str, Climb] = field(default_factory=dict)
@@ -127,7 +128,7 @@ class Bench:
                 learning.stop(0.5)
             for call in calls:
                 call.interval()
-            counted, sent = self.forwarded(), sum(stream.sent for stream in streams)
+            begun, sent = self.by_module(self.forwarded()), sum(stream.sent for stream in streams)
             with punctual(streams) as traffic:
                 traffic.wait(0.5)
                 before, end = self.look(count), time.monotonic() + SECONDS
@@ -136,9 +137,9 @@ class Bench:
                     after = self.look(count)
                 health = traffic.stop(acceptance.LINGER)
             sent = sum(stream.sent for stream in streams) - sent
-            grown = acceptance.grown(counted, self.forwarded(), [stream.target[1] for stream in streams])
+            kernel = self.by_module(self.forwarded()) - begun
             results = [call.result() for call in calls]
-        return load.step(results, rate=health.packets / health.seconds, kernel=sum(grown.values()) / sent,
+        return load.step(results, rate=health.packets / health.seconds, kernel=kernel / sent,
                          spent=load.cost(before, after), processors=after.processors, health=health)
 
     def climb(self, path, measure, most):
@@ -197,8 +198,9 @@ def punctual(streams):
 
 
 @pytest.fixture(scope="module")
-def bench(session, switchboard, endpoint, read, host, rtpengine):
-    return Bench(switchboard, endpoint, read, main_process(host), rtpengine.table, session.run.cloud == "local")
+def bench(session, switchboard, endpoint, read, host, by_module, rtpengine):
+    return Bench(switchboard, endpoint, read, main_process(host), rtpengine.table, by_module,
+                 session.run.cloud == "local")
 
 
 def main_process(host):

@@ -55,6 +55,7 @@ def test_the_rule_that_counts_is_found_by_what_it_is_for() -> None:
 """
     assert acceptance.counted(rules, "198.18.0.1", 41000) == 655
     assert acceptance.counted(rules, "198.18.0.1", 41001) == acceptance.counted(rules, "198.18.0.10", 41000) == 0
+    assert (acceptance.past(rules, 30000), acceptance.past(rules, 3000), acceptance.past(rules, 41000)) == (7, 0, 0)
 
 
 def test_only_worker_threads_count_and_only_their_running() -> None:
