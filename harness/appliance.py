@@ -179,6 +179,12 @@ class Appliance:
     image_security_mirror: str
     file: Path
     line: int
+    kernel_upgrades: str = "hold"
+    """hold: none; follow: those of the package `kernel`, and a new kernel is booted once it has its modules."""
+
+    @property
+    def kernel_held(self) -> bool:
+        return self.kernel_upgrades == "hold"
 
     @property
     def version(self) -> str:
@@ -382,6 +388,7 @@ def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Applia
         image_security_mirror=mirrors.get("security", ""),
         file=document.file,
         line=document.marks[path][0],
+        kernel_upgrades=body.get("kernel_upgrades", "hold"),
     )
 
 

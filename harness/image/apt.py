@@ -142,6 +142,11 @@ class AptState:
         text = self._apt("apt-cache", "madison", package).stdout
         return [Offer(m[1], m[2]) for m in re.finditer(r"^ *\S+ \| *(\S+) \| \S+ (\S+)/\S+ \S+ Packages", text, re.M)]
 
+    def packages(self, prefix: str) -> list[str]:
+        """Names that begin like this, in the order of the numbers in them; of some there may be no package."""
+        found = self._apt("apt-cache", "pkgnames", prefix).stdout.split()
+        return sorted(found, key=lambda name: [int(part) if part.isdigit() else 0 for part in re.split(r"(\d+)", name)])
+
     def package_hashes(self, packages: Sequence[str]) -> dict[tuple[str, str], str]:
         """SHA-256 of the .deb files that the mirror has of `packages`, by name and version."""
         text = self._apt("apt-cache", "show", *packages, check=False).stdout

@@ -27,7 +27,7 @@ from typing import Any
 
 from harness.appliance import Appliance
 from harness.deadline import Deadline
-from harness.errors import BuildError, InspectError
+from harness.errors import BuildError, DescriptionError, InspectError
 from harness.image import base, builder, dib, loops, manifest, pins, repository, sbom, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
@@ -87,6 +87,8 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
                 return kept
     loops.sweep(settings.cache / "work")
     inputs = _inputs(appliance, settings, state)
+    if appliance.rtpengine:
+        builder.require_headers(state, inputs.kernel)
     choice = _choose(appliance, settings, run, say, deadline, state)
     with _work(settings, run) as work:
         task = _task(appliance, settings, inputs, choice, state, run, work, say, deadline)
@@ -107,6 +109,26 @@ def built(appliance: Appliance, settings: Settings) -> Image | None:
     if not state.state():
         return None
     return _kept(_place(appliance, settings, _inputs(appliance, settings, state)), state)
+
+
+def compiled(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str], None], deadline: Deadline
+             ) -> tuple[Kernel, Artifact]:
+    """RTPEngine for the appliance's kernel of the day, without an image. Raises as build()."""
+    state = packages_of_today(appliance, settings, deadline)
+    kernel = builder.kernel_of(state, appliance.kernel)
+    builder.require_headers(state, kernel)
+    choice = _choose(appliance, settings, run, say, deadline, state)
+    if choice is None:
+        raise DescriptionError(f"{appliance.name} has no kernel module of its own",
+                               hint="modules are for appliances with a section rtpengine")
+    return kernel, compile_artifact(appliance, choice, settings, run, say, deadline, state)
+
+
+def packages_of_today(appliance: Appliance, settings: Settings, deadline: Deadline) -> AptState:
+    """What the mirror has for the appliance, asked again where that is a day old. Raises MirrorError."""
+    state = _state(appliance, settings)
+    state.refresh(deadline)
+    return state
 
 
 @dataclass(frozen=True)
@@ -130,7 +152,7 @@ def _inputs(appliance: Appliance, settings: Settings, state: AptState) -> _Input
     variables = dib.settings_of(appliance, kernel)
     directories = (settings.project / "elements", dib.stock_directory())
     elements = dib.expand(dib.elements(appliance), directories)
-    packages = [*base.packages(elements, variables, kernel.package, settings.cache)]
+    packages = [*base.packages(elements, variables, variables["DIB_VOIP_KERNEL_PACKAGE"], settings.cache)]
     if appliance.opensips:
         packages = repository.pinned([*packages, *appliance.opensips.packages], repository.pins(appliance, state))
     hashes = {name: dib.tree_hash(path) for name, path in elements.items() if path.parent == directories[0]}

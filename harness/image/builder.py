@@ -46,11 +46,27 @@ def kernel_of(state: AptState, package: str) -> Kernel:
     """The kernel that `package` (linux-image-cloud-amd64, or an exact one) stands for now. Raises BuildError."""
     for line in state.closure([package]):
         name, version = line.split(" ")
-        found = re.fullmatch(r"linux-image-(\d\S*)", name)
+        found = re.fullmatch(r"linux-image-(\d+\.\d+\.\S*)", name)  # not linux-image-6.12-cloud-amd64, a meta package
         if found:
             return Kernel(found[1], name, version)
     raise BuildError(f"the package {package} brings no kernel of {state.release}", fault=Fault.DESCRIPTION,
                      hint="a kernel package is named like linux-image-cloud-amd64")
+
+
+def require_headers(state: AptState, kernel: Kernel) -> None:
+    """Raises BuildError where the release has no headers of `kernel`: no module can be compiled for it."""
+    if state.offers(kernel.headers):
+        return
+    same = [name.replace("headers", "image", 1) for name in state.packages("linux-headers-")
+            if _flavour(name) == _flavour(kernel.headers)]
+    having = ", ".join(name for name in same if state.offers(name)) or "none"
+    raise BuildError(f"{state.release} has no {kernel.headers}: no module can be compiled for {kernel.package}",
+                     fault=Fault.DESCRIPTION, hint=f"kernels that have headers: {having}")
+
+
+def _flavour(package: str) -> str:
+    found = re.search(r"-\d+\.\d+\.\S*?\d-([a-z]\S*)$", package)
+    return found[1] if found else ""
 
 
 def prepare(packages: Sequence[str], state: AptState, settings: Settings, current: Run, deadline: Deadline,

@@ -89,7 +89,9 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
         "ARCH": appliance.architecture,
         "DIB_RELEASE": appliance.release,
         "DIB_VOIP_DATASOURCES": ", ".join(appliance.datasources),
-        "DIB_VOIP_KERNEL_PACKAGE": kernel.package,
+        # The meta package brings the kernels that are to be followed.
+        "DIB_VOIP_KERNEL_PACKAGE": kernel.package if appliance.kernel_held else appliance.kernel,
+        "DIB_VOIP_KERNEL_HOLD": str(int(appliance.kernel_held)),
         "DIB_VOIP_IMAGE_MIRROR": appliance.image_mirror,
         "DIB_VOIP_IMAGE_SECURITY_MIRROR": appliance.image_security_mirror,
         "DIB_JOURNAL_SIZE": "16",

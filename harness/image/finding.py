@@ -33,6 +33,7 @@ class Expectation:
     conntrack: conntrack.ConntrackPlan | None
     stateless: bool
     known: Known
+    kernel_held: bool
 
 
 IMAGE_LIMIT = 300_000_000
@@ -55,6 +56,7 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),
         stateless=goal is not None and goal.stateless,
         known=known_files.load(appliance),
+        kernel_held=appliance.kernel_held,
     )
 
 

@@ -49,7 +49,11 @@ def kernel_held(root: Root, expect: Expectation) -> Seen:
     packages = [p for p in installed(root) if p.name.startswith("linux-image-")]
     free = [p.name for p in packages if not p.held]
     if not packages:
-        return Seen(False, "held", "no kernel package is installed")
+        return Seen(False, "held" if expect.kernel_held else "not held", "no kernel package is installed")
+    if not expect.kernel_held:
+        held = [p.name for p in packages if p.held]
+        return Seen(not held, "none held", f"held: {few(held)}" if held else "none held",
+                    hint="kernel_upgrades: follow in appliances.yaml; apt-mark unhold")
     return Seen(not free, f"held: {few(p.name for p in packages)}", f"not held: {few(free)}" if free else "all held",
                 because="an upgrade would bring a kernel without the relay's module" if expect.relay else "",
                 hint="apt-mark hold, in elements/voip-appliance/post-install.d")
@@ -289,7 +293,7 @@ def world_writable(root: Root, expect: Expectation) -> Seen:
 SYSTEM_CHECKS = (
     Check("exactly one kernel", kernels),
     Check("the boot menu starts that kernel", boot_files),
-    Check("kernel packages are held", kernel_held),
+    Check("kernel packages are held as described", kernel_held),
     Check("modules of that kernel only", module_trees),
     Check("units are enabled", units),
     Check("cloud-init is enabled", cloud_init_enabled),

@@ -59,14 +59,39 @@ def test_module_control_files(find, table):
            "/proc/rtpengine/control and /proc/rtpengine/list", ", ".join(seen))
 
 
-def test_kernel_held(host, rtpengine, kernel):
-    """the kernel's package is held, so that no upgrade ends kernel forwarding"""
+def test_kernel_held(host, rtpengine, appliance, kernel):
+    """the kernel's package is held, or free to be upgraded, as described"""
     package = f"linux-image-{kernel}"
     listing = host.check_output("dpkg-query -W -f '${db:Status-Want} ${Package} ${Depends}\\n' 'linux-image-*'")
     wants = {words[1]: words[0] for words in map(str.split, listing.splitlines()) if package in words[1:]}
-    loose = [name for name, want in wants.items() if want != "hold"]
-    expect(package in wants and not loose, f"on hold: {package} and what depends on it",
-           "not on hold: " + ", ".join(loose) if loose else f"no package {package}")
+    wanted, other = ("on hold", "not on hold") if appliance.kernel_held else ("not on hold", "on hold")
+    wrong = [name for name, want in wants.items() if (want == "hold") != appliance.kernel_held]
+    expect(package in wants and not wrong, f"{wanted}: {package} and what depends on it",
+           f"{other}: " + ", ".join(wrong) if wrong else f"no package {package}")
+
+
+def test_upgrade_keeps_kernel(host, rtpengine, appliance):
+    """a full upgrade by what apt knows now would bring, change and remove no kernel"""
+    if not appliance.kernel_held:
+        pytest.skip("the description lets kernels be upgraded (kernel_upgrades: follow)")
+    steps = host.check_output("apt-get -s -q full-upgrade").splitlines()
+    kernels = [" ".join(line.split()[:2]) for line in steps if re.match(r"(Inst|Remv) linux-image-", line)]
+    expect(not kernels, "no package linux-image-... changed", ", ".join(kernels))
+
+
+def test_next_kernel_has_module(read, find, table):
+    """the kernel that the boot menu starts has its module, whichever runs now"""
+    menu = "/boot/grub/grub.cfg"
+    kernels = re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+)", read(menu).get(menu, ""), re.MULTILINE)
+    expect(bool(kernels), f"a kernel in {menu}", "none")
+    lacking = []
+    for kernel in kernels:
+        index = f"/lib/modules/{kernel}/modules.dep"
+        file = re.search(rf"^([^:\n]*/{MODULE}\.ko[^:\n]*):", read(index).get(index, ""), re.MULTILINE)
+        if not file or not find(f"/lib/modules/{kernel}/{file[1]}"):
+            lacking.append(kernel)
+    expect(not lacking, f"a module {MODULE} for {', '.join(kernels)}", f"none for {', '.join(lacking)}",
+           "no packet would be forwarded in the kernel after the next boot")
 
 
 def test_no_compiler(find):

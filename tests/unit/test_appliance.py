@@ -57,6 +57,9 @@ def test_what_is_said_and_what_is_left_out(tmp_path):
     assert relay.conntrack == ConntrackGoal(calls=100, headroom=1.5)
     assert relay.rtpengine and relay.rtpengine.no_fallback and relay.rtpengine.table == 0
     assert (relay.rtpengine.learning, relay.rtpengine.endpoint_learning) == ("nat", "heuristic")
+    assert relay.kernel_held
+    follow = GOOD.replace("    release:", "    kernel_upgrades: follow\n    release:", 1)
+    assert not select(_load(tmp_path, follow), "relay").kernel_held
     known = select(_load(tmp_path, GOOD.replace("      sources:", "      learning: known\n      sources:", 1)), "relay")
     assert known.rtpengine and known.rtpengine.endpoint_learning == "off"
     git, debian = relay.rtpengine.sources
@@ -83,11 +86,14 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      'appliances.yaml:8:7: appliances.relay.rtpengine.version: "10.5" is not a full version (like 10.5.3.5)'),
     ("release: bookworm", "release: sarge",
      "appliances.yaml:4:5: appliances.relay.release: 'sarge' is not one of ['bookworm', 'trixie']"),
+    ("release: bookworm", "release: bookworm\n    kernel_upgrades: never",
+     "appliances.yaml:5:5: appliances.relay.kernel_upgrades: 'never' is not one of ['hold', 'follow']"),
     ("    release: bookworm\n", "",
      "appliances.yaml:2:3: appliances.relay: 'release' is missing"),
     ("release: bookworm", "release: bookworm\n    colour: red",
      "appliances.yaml:5:5: appliances.relay.colour: unknown key; known: architecture, checks, conntrack, "
-     "datasources, description, elements, image_mirrors, kernel, opensips, ports, release, rtpengine, server, user"),
+     "datasources, description, elements, image_mirrors, kernel, kernel_upgrades, opensips, ports, release, "
+     "rtpengine, server, user"),
     ("release: bookworm", "release: bookworm\n    image_mirrors: {main: packages.example.org}",
      'appliances.yaml:5:21: appliances.relay.image_mirrors.main: "packages.example.org" is not an address of packages '
      "(like https://packages.example.org/debian)"),

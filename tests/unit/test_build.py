@@ -15,7 +15,7 @@ from harness import appliance as appliances
 from harness.appliance import Appliance
 from harness.errors import BuildError, DescriptionError, Fault, HostError, InspectError
 from harness.image import base, build, builder, cached, compile, dib, loops
-from harness.image.apt import AptState
+from harness.image.apt import AptState, Offer
 from harness.image.builder import Kernel
 from harness.image.mirrors import AptMirrors
 from harness.process import CommandFailed
@@ -72,6 +72,7 @@ def test_the_key_changes_with_what_the_image_depends_on(
     source = replace(relay.rtpengine.sources[0], sha256="0" * 64)
     changed = [
         replace(relay, datasources=("NoCloud",)),
+        replace(relay, kernel_upgrades="follow"),
         replace(relay, image_mirror="http://mirror.example/debian"),
         replace(relay, elements=("voip-appliance", "rtpengine"), conntrack=None),
         replace(relay, conntrack=replace(relay.conntrack, calls=4000)),
@@ -213,6 +214,38 @@ def test_the_relays_ports_reach_the_element_where_they_are_not_tracked(relay: Ap
 
 def test_the_exact_kernel_of_a_meta_package(state: Offering) -> None:
     assert builder.kernel_of(state, "linux-image-cloud-amd64") == KERNEL
+
+
+def test_a_meta_package_with_a_number_in_its_name_is_no_kernel(
+        state: Offering, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Offering, "closure", lambda self, packages: (
+        "linux-image-6.12-cloud-amd64 6.12.117-1", "linux-image-6.12.117+deb12-cloud-amd64 6.12.117-1"))
+    assert builder.kernel_of(state, "linux-image-6.12-cloud-amd64").release == "6.12.117+deb12-cloud-amd64"
+
+
+def test_a_kernel_that_is_followed_comes_by_its_meta_package(
+        relay: Appliance, settings: Settings, state: Offering) -> None:
+    following = replace(relay, kernel_upgrades="follow")
+    held, free = (dib.settings_of(one, KERNEL) for one in (relay, following))
+    names = ("DIB_VOIP_KERNEL_PACKAGE", "DIB_VOIP_KERNEL_HOLD")
+    assert [held[name] for name in names] == [KERNEL.package, "1"]
+    assert [free[name] for name in names] == [relay.kernel, "0"]
+    assert relay.kernel in build._inputs(following, settings, state).packages
+    assert relay.kernel not in build._inputs(relay, settings, state).packages
+
+
+def test_a_kernel_without_headers_is_a_mistake_of_the_description(
+        state: Offering, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [f"linux-{part}-6.1.0-{number}" for part in ("headers", "image")
+             for number in ("55-cloud-amd64", "56-amd64", "56-common")] + ["linux-headers-6.1.0-57-cloud-amd64"]
+    monkeypatch.setattr(Offering, "packages", lambda self, prefix: [n for n in there if n.startswith(prefix)])
+    monkeypatch.setattr(Offering, "offers", lambda self, package: [Offer("1", "bookworm")] * (package in there))
+    with pytest.raises(BuildError, match=f"bookworm has no {KERNEL.headers}: no module") as error:
+        builder.require_headers(state, KERNEL)
+    assert error.value.fault is Fault.DESCRIPTION
+    assert error.value.hint == "kernels that have headers: linux-image-6.1.0-55-cloud-amd64"
+    there.append(KERNEL.headers)
+    builder.require_headers(state, KERNEL)
 
 
 def test_a_package_without_kernel_is_a_mistake_of_the_description(

@@ -76,7 +76,7 @@ DEFECTS: list[tuple[str, str, Defect]] = [
      append("boot/grub/grub.cfg", "menuentry y {\n\tlinux /boot/vmlinuz-6.1.0-98-cloud-amd64\n}\n")),
     ("the boot menu starts that kernel", "no initrd", remove(f"boot/initrd.img-{KERNEL}")),
     ("the boot menu starts that kernel", "no menu", remove("boot/grub/grub.cfg")),
-    ("kernel packages are held", "not held", change(STATUS, "hold ok installed", "install ok installed")),
+    ("kernel packages are held as described", "not held", change(STATUS, "hold ok installed", "install ok installed")),
     ("modules of that kernel only", "another tree", write("usr/lib/modules/6.1.0-98-cloud-amd64/modules.dep", "")),
     ("units are enabled", "unit not enabled", remove(f"{WANTS}/rtpengine.service")),
     ("units are enabled", "unit masked", mask("rtpengine.service")),
@@ -314,6 +314,13 @@ def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
     remove("etc/modules-load.d/rtpengine.conf")(tree)
     small_image.owned(tree)
     assert red(look(tree, expectation(wanted, KERNEL))) == []
+
+
+def test_a_kernel_that_is_followed_is_not_held(tree: Path) -> None:
+    following = expectation(replace(small_image.appliance(), kernel_upgrades="follow"), KERNEL)
+    assert f"kernel packages are held as described: held: linux-image-{KERNEL}" in red(look(tree, following))
+    change(STATUS, "hold ok installed", "install ok installed")(tree)
+    assert red(look(tree, following)) == []
 
 
 def test_the_relays_ports_without_connection_tracking(tree: Path) -> None:
