@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,19 @@ def nightly(c: Context, appliance: str | None = None, cloud: str | None = None, 
 def build(c: Context, appliance: str = DEFAULT, force: bool = False, json: bool = False) -> None:
     """Build the image of an appliance."""
     _stages(appliance, json, lambda work: (work.host(), work.build(force=force)))
+
+
+@task(help={"appliance": "name in appliances.yaml", "kernel": "its package, where it is not the appliance's"})
+def module(c: Context, appliance: str = DEFAULT, kernel: str | None = None, json: bool = False) -> None:
+    """Compile the relay's module for the kernel of the day, and lay it into a package repository for servers."""
+    def deliver(work: Any) -> None:
+        if kernel:
+            work.appliance = replace(work.appliance, kernel=kernel)
+        work.host()
+        delivered = work.module()
+        print(f"{os.path.relpath(delivered.directory)}: {', '.join(delivered.packages)}")
+
+    _stages(appliance, json, deliver)
 
 
 @task(help={"appliance": "name in appliances.yaml"})

@@ -27,9 +27,11 @@ from harness.conntrack import plan
 from harness.deadline import Deadline
 from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, NotReadyError, RemovalError
 from harness.image import build as image_build
+from harness.image import module
 from harness.image.build import Image
 from harness.image.finding import expectation
 from harness.image.inspect import inspect as look_into
+from harness.image.module import Delivered
 from harness.levels import Level
 from harness.progress import Progress
 from harness.run import Run, State, write_whole
@@ -104,6 +106,13 @@ class Work:
                 facts.setdefault("warnings", []).extend(table.warnings)
             say(f"{image.path.parent.name}, {octets(image.size)}" + (", nothing changed" if image.from_cache else ""))
         return image
+
+    def module(self) -> Delivered:
+        """The relay's module for the kernel of the day, as packages for servers that follow kernels."""
+        with self._stage("module") as say:
+            delivered = module.deliver(self.appliance, self.settings, self.run, say, Deadline(DEADLINES["build"]))
+            say(f"for {delivered.kernel}")
+        return delivered
 
     def _note(self) -> None:
         """Show what is to be known of the build: also of one that failed, whose cause may be an old pin."""
