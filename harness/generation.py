@@ -50,6 +50,10 @@ class Generation:
     packages: tuple[str, ...]
     libraries: Mapping[str, tuple[str, ...]]
 
+    def module_path(self, kernel: str) -> str:
+        """Where the module for the kernel release `kernel` lies in an image."""
+        return f"/usr/lib/modules/{kernel}/extra/{self.module}.ko"
+
     def rule(self, family: str, table: int) -> Rule:
         """That of the address family `ip` or `ip6` and the module's table."""
         words = {"family": family, "iptables": f"{family}tables", "table": table}

@@ -24,7 +24,6 @@ from harness.image.build import compiled
 from harness.image.builder import Kernel
 from harness.image.cached import making, sha256
 from harness.image.compile import Artifact
-from harness.image.software import module_path
 from harness.process import run as command
 from harness.run import Run
 from harness.settings import Settings
@@ -56,12 +55,14 @@ def deliver(appliance: Appliance, settings: Settings, run: Run, say: Callable[[s
     Raises DescriptionError, BuildError, HostError.
     """
     kernel, artifact = compiled(appliance, settings, run, say, deadline)
+    assert appliance.rtpengine
     place = settings.cache / "modules" / f"{appliance.name}-{appliance.version}"
     with making(place, run, replace=True) as part:
         if place.exists():
             shutil.copytree(place, part, dirs_exist_ok=True)
         say(f"packages for {kernel.release}")
-        _packed(_module(part / "tree", artifact, kernel, appliance.architecture), part, deadline)
+        file = appliance.rtpengine.generation.module_path(kernel.release)
+        _packed(_module(part / "tree", artifact, file, kernel, appliance.architecture), part, deadline)
         _packed(_meta(part / "tree", kernel, appliance.architecture), part, deadline)
         (part / "Packages").write_text(index(part))
     return Delivered(place, kernel.release, (META, f"{META}-{kernel.release}"))
@@ -86,10 +87,9 @@ def index(directory: Path) -> str:
     return "\n".join(text for _, text in latest.values())
 
 
-def _module(tree: Path, artifact: Artifact, kernel: Kernel, architecture: str) -> Path:
-    member = module_path(kernel.release).lstrip("/")
+def _module(tree: Path, artifact: Artifact, file: str, kernel: Kernel, architecture: str) -> Path:
     tree.mkdir()
-    command(["tar", "--directory", tree, "--zstd", "--extract", "--file", artifact.path, member])
+    command(["tar", "--directory", tree, "--zstd", "--extract", "--file", artifact.path, file.lstrip("/")])
     scripts = tree / "DEBIAN"
     scripts.mkdir()
     # A package of an exact version only: another daemon than the one that the module is of may not speak to it.

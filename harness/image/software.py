@@ -67,7 +67,7 @@ def module_trees(root: Root, expect: Expectation) -> Seen:
 def vermagic(root: Root, expect: Expectation) -> Seen:
     assert expect.relay
     module = expect.relay.generation.module
-    path = f"/usr/lib/modules/{expect.kernel}/extra/{module}.ko"
+    path = expect.relay.generation.module_path(expect.kernel)
     elsewhere = [p for p in root.files("/usr/lib/modules") if p.rsplit("/", 1)[1].startswith(f"{module}.ko")]
     if path not in elsewhere:
         return Seen(False, path, few(elsewhere) or "no such module", hint=_REBUILD)

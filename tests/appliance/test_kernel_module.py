@@ -79,7 +79,7 @@ def test_upgrade_keeps_kernel(host, rtpengine, appliance):
     expect(not kernels, "no package linux-image-... changed", ", ".join(kernels))
 
 
-def test_next_kernel_has_module(read, find, table):
+def test_next_kernel_has_module(read, find, module, table):
     """the kernel that the boot menu starts has its module, whichever runs now"""
     menu = "/boot/grub/grub.cfg"
     kernels = re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+)", read(menu).get(menu, ""), re.MULTILINE)
@@ -87,10 +87,10 @@ def test_next_kernel_has_module(read, find, table):
     lacking = []
     for kernel in kernels:
         index = f"/lib/modules/{kernel}/modules.dep"
-        file = re.search(rf"^([^:\n]*/{MODULE}\.ko[^:\n]*):", read(index).get(index, ""), re.MULTILINE)
+        file = re.search(rf"^([^:\n]*/{module}\.ko[^:\n]*):", read(index).get(index, ""), re.MULTILINE)
         if not file or not find(f"/lib/modules/{kernel}/{file[1]}"):
             lacking.append(kernel)
-    expect(not lacking, f"a module {MODULE} for {', '.join(kernels)}", f"none for {', '.join(lacking)}",
+    expect(not lacking, f"a module {module} for {', '.join(kernels)}", f"none for {', '.join(lacking)}",
            "no packet would be forwarded in the kernel after the next boot")
 
 

@@ -20,7 +20,6 @@ from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
 from harness.image import build, builder, module
 from harness.image.builder import Kernel
-from harness.image.finding import MODULE
 from harness.levels import Level
 from harness.run import Run
 from harness.settings import Settings
@@ -32,6 +31,7 @@ pytestmark = pytest.mark.root
 
 PROGRAM = PROJECT / "elements/voip-appliance/voip-appliance-root/usr/libexec/voip-appliance/kernel-to-boot"
 META = "linux-image-cloud-amd64"
+MODULE = "xt_RTPENGINE"
 OLD, NEW = "6.1.0-9-cloud-amd64", "6.1.0-10-cloud-amd64"
 
 
