@@ -129,7 +129,7 @@ class Work:
         notes: list[str] = []
         try:
             with self._stage("inspect") as say:
-                findings = look_into(image.path, expectation(self.appliance, image.kernel), say,
+                findings = look_into(image.path, expectation(self.appliance, image.kernel, image.loader), say,
                                      Deadline(DEADLINES["inspect"]))
                 write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
                 failed = [f for f in findings if f.red]

@@ -7,6 +7,7 @@ whatever reads files, nothing to boot.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import struct
@@ -23,6 +24,11 @@ KERNEL = "6.1.0-99-cloud-amd64"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 PROXY = "4.0.1-1"
 CLOUD_INIT = ("cloud-init-stages", "cloud-init-local", "cloud-init", "cloud-config", "cloud-final")
+PROGRAMS = {"BOOTX64.EFI": b"MZ shim", "grubx64.efi": b"MZ grub", "mmx64.efi": b"MZ MokManager"}
+LOADER = {name: hashlib.sha256(content).hexdigest() for name, content in PROGRAMS.items()}
+"""UEFI's boot loader: words in the place of programs."""
+ROOT_UUID = "6d0f3b1c-8a4e-4a76-9d63-5b6f0f2c7a11"
+_ESP_MIB = 2
 
 
 def appliance() -> Appliance:
@@ -181,13 +187,16 @@ def enable(root: Path, unit: str) -> None:
 
 
 def partitioned(raw: Path, *, size_mib: int) -> Path:
-    """A raw disk with a GPT: a BIOS boot partition from 1 MiB on, a root partition from 2 MiB on."""
+    """A raw disk with a GPT: a BIOS boot partition from 1 MiB on, a root partition from 2 MiB on, and at the end an EFI
+    system partition."""
     sectors = size_mib * 2048
+    system = sectors - 2048 * (1 + _ESP_MIB)
     entries = b"".join(
         struct.pack("<16s16sQQQ72s", uuid.UUID(kind).bytes_le, uuid.uuid4().bytes_le, first, last, 0,
                     name.encode("utf-16-le"))
         for kind, name, first, last in (("21686148-6449-6e6f-744e-656564454649", "BSP", 2048, 4095),
-                                        ("0fc63daf-8483-4772-8e79-3d69d8477de4", "root", 4096, sectors - 2048)))
+                                        ("0fc63daf-8483-4772-8e79-3d69d8477de4", "root", 4096, system - 1),
+                                        ("c12a7328-f81f-11d2-ba4b-00a0c93ec93b", "ESP", system, sectors - 2049)))
     entries = entries.ljust(128 * 128, b"\0")
     disk = uuid.uuid4().bytes_le
 
@@ -210,15 +219,36 @@ def partitioned(raw: Path, *, size_mib: int) -> Path:
 
 
 def disk(root: Path, raw: Path, *, size_mib: int = 64) -> Path:
-    """A partitioned raw disk with `root` as an ext4 file system, and something in the place of grub's code."""
+    """A partitioned raw disk with `root` as an ext4 file system, and something in the place of boot loaders."""
     partitioned(raw, size_mib=size_mib)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-d", root, "-E", f"offset={2 * 2**20},root_owner=0:0", raw,
-                    f"{(size_mib - 3) * 1024}k"], check=True, capture_output=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-U", ROOT_UUID, "-d", root, "-E", f"offset={2 * 2**20},root_owner=0:0", raw,
+                    f"{(size_mib - 3 - _ESP_MIB) * 1024}k"], check=True, capture_output=True)
     with raw.open("r+b") as file:
         for offset in (0, 2**20):
             file.seek(offset)
             file.write(b"\xeb\x63boot code")
+    system = esp(raw, size_mib)
+    mtools("mformat", system, "-T", str(_ESP_MIB * 2048), "::")
+    mtools("mmd", system, "::/EFI", "::/EFI/BOOT", "::/EFI/debian")
+    put(system, "EFI/debian/grub.cfg", f"search --fs-uuid --set=root {ROOT_UUID}\n".encode())
+    for name, content in PROGRAMS.items():
+        put(system, f"EFI/BOOT/{name}", content)
     return raw
+
+
+def esp(raw: Path, size_mib: int = 64) -> str:
+    """The EFI system partition of a raw disk of partitioned(), as mtools take it."""
+    return f"{raw}@@{(size_mib - 1 - _ESP_MIB) * 2**20}"
+
+
+def mtools(program: str, image: str, *arguments: str, content: bytes | None = None) -> None:
+    subprocess.run([program, "-i", image, *arguments], input=content, check=True, capture_output=True,
+                   env={**os.environ, "MTOOLS_SKIP_CHECK": "1"})
+
+
+def put(image: str, path: str, content: bytes) -> None:
+    """Write a file of a FAT file system anew."""
+    mtools("mcopy", image, "-o", "-", f"::/{path}", content=content)
 
 
 def qcow2(raw: Path, image: Path) -> Path:

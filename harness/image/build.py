@@ -28,11 +28,12 @@ from typing import Any
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, DescriptionError, InspectError
-from harness.image import base, builder, dib, loops, manifest, pins, repository, sbom, sources
+from harness.image import base, builder, dib, loader, loops, manifest, pins, repository, sbom, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
 from harness.image.compile import Artifact, compile_artifact, packages_of, require
+from harness.image.loader import Loader
 from harness.image.mirrors import apt_mirrors
 from harness.image.release import accepted
 from harness.image.side_by_side import side_by_side
@@ -47,7 +48,10 @@ IMAGE = "image.qcow2"
 
 @dataclass(frozen=True)
 class Image:
-    """A whole image on disk. `size` in octets; `source` says where RTPEngine came from, and why not from elsewhere."""
+    """A whole image on disk. `size` in octets; `source` says where RTPEngine came from, and why not from elsewhere.
+
+    `loader` has the SHA-256 of UEFI's boot loader, by name of its files.
+    """
 
     path: Path
     sha256: str
@@ -58,6 +62,7 @@ class Image:
     log: Path
     from_cache: bool
     source: dict[str, Any]
+    loader: dict[str, str]
     notes: tuple[str, ...]
 
     @property
@@ -91,11 +96,12 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
         builder.require_headers(state, inputs.kernel)
     choice = _choose(appliance, settings, run, say, deadline, state)
     with _work(settings, run) as work:
-        task = _task(appliance, settings, inputs, choice, state, run, work, say, deadline)
+        uefi = loader.prepare(state, settings, run, deadline)
+        task = _task(appliance, settings, inputs, choice, uefi, state, run, work, say, deadline)
         _disk_image_create(task, say, deadline)
-        image = _keep(task, settings, choice, inputs, state, say, deadline)
+        image = _keep(task, settings, choice, inputs, uefi, state, say, deadline)
     prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
-    for directory in ("base", "builder"):
+    for directory in ("base", "builder", "loader"):
         prune(settings.cache / directory, prefix=f"{appliance.release}-", keep=3)
     return image
 
@@ -159,7 +165,7 @@ def _inputs(appliance: Appliance, settings: Settings, state: AptState) -> _Input
     pins = [asdict(s) | {"line": 0} for s in (appliance.rtpengine.sources if appliance.rtpengine else ())]
     recipe = "".join(sha256(Path(__file__).with_name(name)) for name in ("dib.py", "base.py"))
     hashes |= {"diskimage-builder": dib.version(), "recipe": recipe, "sources": json.dumps(pins),
-               "packages": _closure(state, packages)}
+               "packages": _closure(state, packages), "loader": json.dumps(loader.versions(state))}
     return _Inputs(kernel, variables, elements, packages, hashes)
 
 
@@ -178,8 +184,8 @@ def _choose(appliance: Appliance, settings: Settings, run: Run, say: Callable[[s
     return choice
 
 
-def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: SourceChoice | None, state: AptState,
-          run: Run, work: Path, say: Callable[[str], None], deadline: Deadline) -> dib.Build:
+def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: SourceChoice | None, uefi: Loader,
+          state: AptState, run: Run, work: Path, say: Callable[[str], None], deadline: Deadline) -> dib.Build:
     """Compile, and make the base root: at the same time where the packages are known before the compilation."""
     output = work / "output"
     for directory in (output, work / "locks"):
@@ -203,12 +209,15 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
         needed = before
         directory, artifact = side_by_side(lambda limit: root(limit, needed), compiled, deadline)
     return dib.Build(appliance, inputs.variables, settings.project / "elements", state.mirrors, artifact,
-                     _files(appliance), directory, work, output / IMAGE.removesuffix(".qcow2"), log)
+                     _files(appliance, uefi), directory, work, output / IMAGE.removesuffix(".qcow2"), log)
 
 
-def _files(appliance: Appliance) -> dict[str, Path]:
+def _files(appliance: Appliance, uefi: Loader) -> dict[str, Path]:
     """Variables of the elements that name files of this machine besides the artifact."""
-    return {"DIB_OPENSIPS_KEY": repository.required(appliance).key} if appliance.opensips else {}
+    files = {"DIB_VOIP_EFI": uefi.directory}
+    if appliance.opensips:
+        files["DIB_OPENSIPS_KEY"] = repository.required(appliance).key
+    return files
 
 
 def _disk_image_create(task: dib.Build, say: Callable[[str], None], deadline: Deadline) -> None:
@@ -231,8 +240,8 @@ def _phase(line: str, say: Callable[[str], None]) -> None:
         say("qemu-img")
 
 
-def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inputs: _Inputs, state: AptState,
-          say: Callable[[str], None], deadline: Deadline) -> Image:
+def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inputs: _Inputs, uefi: Loader,
+          state: AptState, say: Callable[[str], None], deadline: Deadline) -> Image:
     """Describe the finished image and rename its directory into the cache."""
     say("manifest")
     place = _place(task.appliance, settings, inputs)
@@ -240,7 +249,7 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     file = output / IMAGE
     elements = {name: digest for name, digest in inputs.hashes.items() if name in inputs.elements}
     extra = {"appliance": task.appliance.name, "source": _source(choice), "elements": elements,
-             "diskimage_builder": dib.version(), "variables": dict(inputs.variables),
+             "diskimage_builder": dib.version(), "variables": dict(inputs.variables), "loader": dict(uefi.versions),
              "artifact": {"key": task.artifact.key, "sha256": task.artifact.sha256} if task.artifact else {},
              "mirrors": {release.codename: release.facts(datetime.now(UTC)) for release in state.releases}}
     described = manifest.write(file, output / "manifest.json", extra, deadline)
@@ -253,7 +262,7 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     packages = [*inputs.packages, *(task.artifact.packages if task.artifact else ())]
     image = Image(place / IMAGE, described.sha256, described.size, inputs.key, inputs.kernel.release,
                   place / "manifest.json", place / "build.log", False, _source(choice),
-                  _notes(choice))
+                  dict(uefi.hashes), _notes(choice))
     facts = asdict(image) | {name: getattr(image, name).name for name in ("path", "manifest", "log")}
     facts |= {"stat": _stat(file), "packages": packages, "closure": _closure(state, packages)}
     shutil.copy(task.log, output / "build.log")

@@ -204,14 +204,18 @@ exec "$@"
 
 
 def block_device(directory: Path) -> list[object]:
-    """One GPT disk, as image0.raw in `directory`: a BIOS boot partition and the root file system."""
+    """One GPT disk, as image0.raw in `directory`: a partition for each firmware's boot loader, and the root file system.
+
+    The EFI system partition has no file system here, for diskimage-builder would mount it: voip-appliance fills it.
+    """
     root = {"name": "root", "flags": ["boot"], "size": "100%",
             "mkfs": {"type": "ext4", "mount": {"mount_point": "/",
                                                "fstab": {"options": "defaults", "fsck-passno": 1}}}}
     boot = {"name": "BSP", "type": "EF02", "size": "8MiB"}
+    efi = {"name": "ESP", "type": "EF00", "size": "16MiB"}
     # diskimage-builder looks for the name image0
     return [{"local_loop": {"name": "image0", "directory": os.fspath(directory)}},
-            {"partitioning": {"base": "image0", "label": "gpt", "partitions": [boot, root]}}]
+            {"partitioning": {"base": "image0", "label": "gpt", "partitions": [boot, efi, root]}}]
 
 
 def _words(file: Path) -> list[str]:

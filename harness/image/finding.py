@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from harness import conntrack
@@ -19,7 +19,8 @@ class Expectation:
     """What the description promises of an image.
 
     `kernel` is the release that the image boots, as in uname -r; `disk` the size in octets of the disk that the
-    image must fit; `mirrors` the package mirrors that may be in the image; `limit` the most octets of the file.
+    image must fit; `mirrors` the package mirrors that may be in the image; `limit` the most octets of the file;
+    `loader` the SHA-256 of UEFI's boot loader, by name of its files.
     """
 
     kernel: str
@@ -28,6 +29,7 @@ class Expectation:
     mirrors: tuple[str, ...]
     disk: int
     limit: int
+    loader: Mapping[str, str]
     relay: Rtpengine | None
     proxy: Opensips | None
     conntrack: conntrack.ConntrackPlan | None
@@ -40,9 +42,9 @@ IMAGE_LIMIT = 300_000_000
 """An image of an appliance is far below this; what is above has something in it that nobody meant."""
 
 
-def expectation(appliance: Appliance, kernel: str) -> Expectation:
-    """What an image of `appliance` with the kernel `kernel` must be. Raises DescriptionError as conntrack.plan() and
-    known.load()."""
+def expectation(appliance: Appliance, kernel: str, loader: Mapping[str, str]) -> Expectation:
+    """What an image of `appliance` with these kernel and boot loader must be. Raises DescriptionError as
+    conntrack.plan() and known.load()."""
     goal = appliance.conntrack
     return Expectation(
         kernel=kernel,
@@ -51,6 +53,7 @@ def expectation(appliance: Appliance, kernel: str) -> Expectation:
         mirrors=tuple(m.rstrip("/") for m in (appliance.image_mirror, appliance.image_security_mirror) if m),
         disk=appliance.server.disk * 2**30,
         limit=IMAGE_LIMIT,
+        loader=loader,
         relay=appliance.rtpengine,
         proxy=appliance.opensips,
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 SECTOR = 512
 BIOS_BOOT = "21686148-6449-6e6f-744e-656564454649"
+EFI_SYSTEM = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 LINUX_TYPES = frozenset({
     "0fc63daf-8483-4772-8e79-3d69d8477de4",  # Linux file system
     "4f68bce3-e8cd-4db1-96e7-fbcaf984b709",  # root of x86-64 (Discoverable Partitions Specification)
@@ -45,7 +46,14 @@ class PartitionTable:
 
     @property
     def bios_boot(self) -> Partition | None:
-        return next((p for p in self.partitions if p.type == BIOS_BOOT), None)
+        return self._first(BIOS_BOOT)
+
+    @property
+    def efi_system(self) -> Partition | None:
+        return self._first(EFI_SYSTEM)
+
+    def _first(self, kind: str) -> Partition | None:
+        return next((p for p in self.partitions if p.type == kind), None)
 
 
 def read(disk: BinaryIO) -> PartitionTable:

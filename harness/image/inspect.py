@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from harness.deadline import Deadline
 from harness.errors import InspectError
-from harness.image import gpt, hygiene, ownership, software, unitfiles
+from harness.image import esp, gpt, hygiene, ownership, software, unitfiles
 from harness.image.finding import Check, Expectation, Seen, expectation
 from harness.image.root import Root, loop_device, mounted, raw_copy, virtual_size
 from harness.process import run as command
@@ -43,6 +43,7 @@ def inspect(image: Path, expect: Expectation, say: Callable[[str], None], deadli
         if table.root is None:
             raise InspectError(f"{image}: there is no partition for a Linux file system",
                                excerpt="\n".join(table.problems) or None)
+        add("UEFI finds its boot loader", _uefi(disk, table, expect, deadline))
         with loop_device(disk, table.root) as device:
             add("the file system is clean", _file_system(device, deadline))
             with mounted(device) as root:
@@ -117,6 +118,13 @@ def _boot_loader(disk: BinaryIO, table: gpt.PartitionTable) -> Seen:
     return Seen(not missing, "code in the MBR and the BIOS boot partition",
                 f"no code in {' and '.join(missing)}" if missing else "code in both",
                 hint="grub-install did not reach the disk")
+
+
+def _uefi(disk: BinaryIO, table: gpt.PartitionTable, expect: Expectation, deadline: Deadline) -> Seen:
+    found = list(esp.problems(disk, table, expect.loader, deadline))
+    wanted = "shim and GRUB as Debian signed them, and where the root file system is"
+    return Seen(not found and bool(expect.loader), wanted, "; ".join(found) or ", ".join(expect.loader),
+                hint="./inv build --force builds it again")
 
 
 def _file_system(device: str, deadline: Deadline) -> Seen:

@@ -67,7 +67,7 @@ DEFECTS = [
 
 
 def looked(image: Image, appliance: Appliance) -> list[str]:
-    findings = inspect(image.path, expectation(appliance, image.kernel), lambda text: None, Deadline(300))
+    findings = inspect(image.path, expectation(appliance, image.kernel, image.loader), lambda text: None, Deadline(300))
     return [f"{f.title}: {f.seen}" for f in findings if f.outcome != "passed"]
 
 
@@ -100,7 +100,7 @@ def test_what_packages_did_not_bring_is_named(altered: Alter, real_appliance: Ap
     assert changed == {"/usr/sbin/visudo", "/etc/sudo.conf"}
     assert missing == {"/usr/bin/ssh-keygen", "/usr/lib/x86_64-linux-gnu/libz.so.1"}
     # What dpkg names besides is what known/ has as left out on purpose.
-    left_out = expectation(real_appliance, image.kernel).known.missing
+    left_out = expectation(real_appliance, image.kernel, image.loader).known.missing
     named = {line.split()[-1]: line.split()[0] for line in verified_by_dpkg(tmp_path / "altered.raw")}
     strange, _ = unexpected((path if path.startswith(("/usr/", "/etc/", "/var/")) else f"/usr{path}" for path in named),
                             left_out)

@@ -24,7 +24,7 @@ from tests import small_image
 from tests.small_image import KERNEL
 
 pytestmark = pytest.mark.root
-EXPECT = inspect.expectation(small_image.appliance(), KERNEL)
+EXPECT = inspect.expectation(small_image.appliance(), KERNEL, small_image.LOADER)
 INTACT, KNOWN = (check.title for check in ownership.CHECKS)
 
 
@@ -108,6 +108,19 @@ def test_partition_tables_are_read_as_sgdisk_does(disk: Path, tmp_path: Path) ->
         ["sgdisk", "--typecode=1:0700", disk], check=True, capture_output=True)),
     ("a boot loader is installed", lambda disk: overwrite(disk, 0, bytes(440))),
     ("a boot loader is installed", lambda disk: overwrite(disk, 2**20, bytes(512))),
+    ("UEFI finds its boot loader", lambda disk: subprocess.run(
+        ["sgdisk", "--typecode=3:8300", disk], check=True, capture_output=True)),
+    ("UEFI finds its boot loader", lambda disk: overwrite(disk, 61 * 2**20, bytes(2 * 2**20))),
+    ("UEFI finds its boot loader", lambda disk: small_image.mtools(
+        "mdel", small_image.esp(disk), "::/EFI/BOOT/grubx64.efi")),
+    ("UEFI finds its boot loader", lambda disk: small_image.put(
+        small_image.esp(disk), "EFI/BOOT/BOOTX64.EFI", b"MZ of somebody else")),
+    ("UEFI finds its boot loader", lambda disk: small_image.put(
+        small_image.esp(disk), "EFI/BOOT/BOOTX64.EFI", b"")),
+    ("UEFI finds its boot loader", lambda disk: small_image.mtools(
+        "mdel", small_image.esp(disk), "::/EFI/debian/grub.cfg")),
+    ("UEFI finds its boot loader", lambda disk: small_image.put(
+        small_image.esp(disk), "EFI/debian/grub.cfg", b"search --fs-uuid --set=root 12345678-9abc-def0\n")),
     ("the file system is clean", debugfs("set_inode_field /etc/passwd links_count 5")),
     (unitfiles.TITLE, debugfs("rm /usr/bin/sh")),
     (INTACT, debugfs("rm /usr/share/bash/text", "write /proc/self/cmdline /usr/share/bash/text")),

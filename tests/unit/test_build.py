@@ -112,7 +112,8 @@ def kept(relay: Appliance, settings: Settings, state: Offering) -> Path:
     (place / "sbom.cdx.json").touch()
     (place / "image.json").write_text(json.dumps({
         "path": build.IMAGE, "sha256": build.sha256(image), "size": 5004, "key": inputs.key, "kernel": KERNEL.release,
-        "manifest": "manifest.json", "log": "build.log", "from_cache": False, "source": {}, "notes": ["a note"],
+        "manifest": "manifest.json", "log": "build.log", "from_cache": False, "source": {}, "loader": {},
+        "notes": ["a note"],
         "stat": build._stat(image), "packages": packages, "closure": build._closure(state, packages)}))
     return image
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from tests.small_image import KERNEL, LIBRARIES
 
 Defect = Callable[[Path], object]
 INTACT, KNOWN = (check.title for check in ownership.CHECKS)
-EXPECT = expectation(small_image.appliance(), KERNEL)
+expected = partial(expectation, kernel=KERNEL, loader=small_image.LOADER)
+EXPECT = expected(small_image.appliance())
 
 
 def write(path: str, text: str) -> Defect:
@@ -243,7 +245,7 @@ def proxy(tree: Path) -> Path:
     return tree
 
 
-WITH_PROXY = expectation(replace(small_image.appliance(), opensips=Opensips(small_image.PROXY)), KERNEL)
+WITH_PROXY = expected(replace(small_image.appliance(), opensips=Opensips(small_image.PROXY)))
 
 
 def test_a_good_tree_with_a_proxy_is_green(proxy: Path) -> None:
@@ -313,7 +315,7 @@ def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
     change(RTPENGINE_CONF, "table = 0", "table = -1\nredis = 127.0.0.1:6379/1")(tree)
     remove("etc/modules-load.d/rtpengine.conf")(tree)
     small_image.owned(tree)
-    assert red(look(tree, expectation(wanted, KERNEL))) == []
+    assert red(look(tree, expected(wanted))) == []
 
 
 def test_a_kernel_that_is_followed_is_not_held(tree: Path) -> None:
@@ -328,13 +330,13 @@ def test_the_relays_ports_without_connection_tracking(tree: Path) -> None:
     assert plain.conntrack
     wanted = replace(plain, conntrack=replace(plain.conntrack, stateless=True))
     title = "UDP ports without connection tracking as described"
-    assert f"{title}: none" in red(look(tree, expectation(wanted, KERNEL)))
+    assert f"{title}: none" in red(look(tree, expected(wanted)))
     write("etc/systemd/system/conntrack-notrack.service", "[Unit]\n")(tree)
     small_image.enable(tree, "conntrack-notrack.service")
     NOTRACK(tree)
-    assert not any(line.startswith(title) for line in red(look(tree, expectation(wanted, KERNEL))))
+    assert not any(line.startswith(title) for line in red(look(tree, expected(wanted))))
     change("etc/conntrack/notrack.rules", "sport 30000:40000", "sport 30000:39999")(tree)
-    assert f"{title}: 30000:40000, 30000:39999" in red(look(tree, expectation(wanted, KERNEL)))
+    assert f"{title}: 30000:40000, 30000:39999" in red(look(tree, expected(wanted)))
 
 
 def test_an_appliance_without_relay_is_not_searched_for_one(tree: Path) -> None:
@@ -344,7 +346,7 @@ def test_an_appliance_without_relay_is_not_searched_for_one(tree: Path) -> None:
     for unit in ("rtpengine", "rsyslog"):
         (tree / WANTS / f"{unit}.service").unlink()
     small_image.owned(tree)
-    assert red(look(tree, expectation(plain, KERNEL))) == []
+    assert red(look(tree, expected(plain))) == []
 
 
 def test_links_stay_inside_the_tree(tree: Path) -> None:
