@@ -18,6 +18,7 @@ import yaml
 
 from harness import debian, generation
 from harness.errors import DescriptionError
+from harness.firmware import Firmware
 
 SOURCE_KINDS = ("git", "tarball", "debian-source", "debian-packages")
 
@@ -150,11 +151,12 @@ class ConntrackGoal:
 
 @dataclass(frozen=True)
 class ServerSize:
-    """Memory in MiB, root disk in GiB."""
+    """Memory in MiB, root disk in GiB, and what starts the server."""
 
     memory: int = 1024
     cpus: int = 2
     disk: int = 4
+    firmware: Firmware = Firmware.BIOS
 
 
 @dataclass(frozen=True)
@@ -373,7 +375,7 @@ def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Applia
         elements=tuple(body["elements"]),
         user=body.get("user", "debian"),
         datasources=tuple(body.get("datasources", ("ConfigDrive", "OpenStack", "NoCloud"))),
-        server=ServerSize(**body.get("server", {})),
+        server=_server(body.get("server", {})),
         ports=tuple(body.get("ports", ())),
         checks=tuple(body.get("checks", ("tests/appliance",))),
         rtpengine=None if relay is None else Rtpengine(
@@ -390,6 +392,10 @@ def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Applia
         line=document.marks[path][0],
         kernel_upgrades=body.get("kernel_upgrades", "hold"),
     )
+
+
+def _server(body: Mapping[str, Any]) -> ServerSize:
+    return ServerSize(**{**body, "firmware": Firmware(body.get("firmware", ServerSize.firmware))})
 
 
 def _opensips(document: Document, path: _Path, body: Mapping[str, Any]) -> Opensips:

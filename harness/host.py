@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
-from harness.cloud import accelerator, qemu
+from harness.cloud import accelerator, qemu, uefi
 from harness.deadline import Deadline
 from harness.errors import ExitCode, HostError
 from harness.process import CommandFailed, Completed, run, run_logged
@@ -75,9 +75,11 @@ _RUN = (
     Package("kmod", ("depmod", "modinfo")),
     Package("mmdebstrap", ("mmdebstrap",)),
     Package("mount", ("mount", "losetup")),
+    Package("mtools", ("mformat", "mcopy")),
     Package("netcat-openbsd", ("nc",)),
     Package("nftables", ("nft",)),
     Package("openssh-client", ("ssh", "ssh-keygen")),
+    Package("ovmf", tuple(f"{uefi.OVMF}/{name}" for parts in (uefi.CODE, uefi.VARIABLES) for name in parts.values())),
     Package("procps", ("sysctl",)),
     Package("qemu-system-x86", ("qemu-system-x86_64",)),
     Package("qemu-utils", ("qemu-img",)),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DescriptionError
+from harness.firmware import Firmware
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Settings:
     Paths are relative to the project; an empty string means "find out": the mirrors are then taken from this
     machine's own apt configuration, and so is whether they may be used when their Release file has expired; the
     accelerator is the best one that really boots a guest. `opensips_…` name an OpenSIPS that runs here, for tests and
-    measurements.
+    measurements. `firmware` goes before what appliances.yaml has for servers.
     """
 
     project: Path
@@ -32,6 +33,7 @@ class Settings:
     expired_mirrors: str = ""
     accelerator: str = ""
     cpu: str = ""
+    firmware: str = ""
     floating_cidr: str = "198.18.0.0/16"
     testcloud_link: str = "198.19.255.0/30"
     testcloud_external: str = "198.19.0.0/24"
@@ -71,7 +73,7 @@ class Settings:
         defaults = cls(project)
         typed: dict[str, Any] = {n: _as(type(getattr(defaults, n)), n, value) for n, value in values.items()}
         settings = replace(defaults, **typed)
-        for name, choices in (("keep", KEEP), ("expired_mirrors", EXPIRED_MIRRORS)):
+        for name, choices in (("keep", KEEP), ("expired_mirrors", EXPIRED_MIRRORS), ("firmware", ("", *Firmware))):
             if (value := getattr(settings, name)) not in choices:
                 raise DescriptionError(f"{name} is {value!r}", hint="it can be " + ", ".join(filter(None, choices)))
         return replace(settings, appliances=project / settings.appliances, runs=project / settings.runs,

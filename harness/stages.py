@@ -26,6 +26,7 @@ from harness.cloud.local import LocalCloud
 from harness.conntrack import plan
 from harness.deadline import Deadline
 from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, NotReadyError, RemovalError
+from harness.firmware import Firmware
 from harness.image import build as image_build
 from harness.image import module
 from harness.image.build import Image
@@ -166,7 +167,8 @@ class Work:
         """Make the image known to the cloud; what launch() takes."""
         manifest = image.manifest.read_bytes()
         file = ImageFile(image.path, self.appliance.name, image.sha256, hashlib.sha256(manifest).hexdigest(),
-                         int(json.loads(manifest)["virtual_size"]), self.appliance.server.memory)
+                         int(json.loads(manifest)["virtual_size"]), self.appliance.server.memory,
+                         firmware_of(self.settings, self.appliance))
         if not self.cloud.uploads:
             return self.cloud.upload(self.run, file, Deadline(DEADLINES["upload"]), self.progress.detail)
         with self._stage("upload") as say:
@@ -280,7 +282,12 @@ def server_spec(settings: Settings, appliance: Appliance, run: Run, image: str, 
         raise DescriptionError(f"{template}: {error}", hint="cloud-init/README.md names the placeholders") from error
     return ServerSpec(name=name, image=image, user=appliance.user, public_key=public_key, user_data=user_data,
                       memory=appliance.server.memory, cpus=appliance.server.cpus, disk=appliance.server.disk,
-                      ports=appliance.ports)
+                      ports=appliance.ports, firmware=firmware_of(settings, appliance))
+
+
+def firmware_of(settings: Settings, appliance: Appliance) -> Firmware:
+    """What starts the appliance's servers: as the settings say, else as the description does."""
+    return Firmware(settings.firmware or appliance.server.firmware)
 
 
 def together(errors: Sequence[NotReadyError], servers: int) -> NotReadyError:

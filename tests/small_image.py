@@ -221,8 +221,8 @@ def partitioned(raw: Path, *, size_mib: int) -> Path:
 def disk(root: Path, raw: Path, *, size_mib: int = 64) -> Path:
     """A partitioned raw disk with `root` as an ext4 file system, and something in the place of boot loaders."""
     partitioned(raw, size_mib=size_mib)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-U", ROOT_UUID, "-d", root, "-E", f"offset={2 * 2**20},root_owner=0:0", raw,
-                    f"{(size_mib - 3 - _ESP_MIB) * 1024}k"], check=True, capture_output=True)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-U", ROOT_UUID, "-d", root, "-E", f"offset={2 * 2**20},root_owner=0:0",
+                    raw, f"{(size_mib - 3 - _ESP_MIB) * 1024}k"], check=True, capture_output=True)
     with raw.open("r+b") as file:
         for offset in (0, 2**20):
             file.seek(offset)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from harness.cloud.ownership import Mark
 from harness.deadline import Deadline
+from harness.firmware import Firmware
 from harness.resources import Remover, Resource
 from harness.run import Run
 
@@ -74,6 +75,7 @@ class ImageFile:
     manifest_sha256: str
     virtual_size: int
     min_ram: int
+    firmware: Firmware = Firmware.BIOS
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class ServerSpec:
     disk: int
     ports: Sequence[str] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    firmware: Firmware = Firmware.BIOS
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Server:
     """A launched server. `name` is also its SSH alias; addresses are in text form, `internal_ipv6` empty without one.
 
     `datasource` is the data source that the cloud offers it, by cloud-init's name (ConfigDrive, OpenStack); empty
-    where that is not known.
+    where that is not known. `firmware` is what it was to be started by.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Server:
     console_log: Path
     datasource: str = ""
     internal_ipv6: str = ""
+    firmware: Firmware = Firmware.BIOS
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str, indent=1)
@@ -119,7 +123,8 @@ class Server:
         data = json.loads(text)
         routes = tuple(Route(RouteKind(r["kind"]), r["address"], r["namespace"],
                              Gateway(**r["gateway"]) if r["gateway"] else None) for r in data["routes"])
-        return cls(**{**data, "routes": routes, "console_log": Path(data["console_log"])})
+        return cls(**{**data, "routes": routes, "console_log": Path(data["console_log"]),
+                      "firmware": Firmware(data.get("firmware", Firmware.BIOS))})
 
 
 Say = Callable[[str], None]

@@ -22,6 +22,7 @@ from harness.cloud import Say
 from harness.cloud.api import Api, Refused, translated
 from harness.deadline import Deadline
 from harness.errors import CloudError, HostError, Unreachable
+from harness.firmware import Firmware
 from harness.units import octets
 
 TAG = "dialtone"
@@ -248,12 +249,24 @@ def _verify(api: Api, image: str, file: File, deadline: Deadline, say: Say) -> N
 
 
 def file_of(path: Path, sha256: str, appliance: str, owner: str, run_id: str, *, manifest_sha256: str, min_disk: int,
-            min_ram: int) -> File:
-    """What is uploaded of an image file, with its properties (Glance's "useful image properties" and ours)."""
-    return File(path, f"{appliance}-{sha256[:12]}", sha512(path), min_disk, min_ram, {
+            min_ram: int, firmware: Firmware) -> File:
+    """What is uploaded of an image file, with its properties (Glance's "useful image properties" and ours).
+
+    The same file for another firmware is another image: the firmware is one of its properties.
+    """
+    name = "-".join([appliance, sha256[:12], *([] if firmware is Firmware.BIOS else [firmware])])
+    return File(path, name, sha512(path), min_disk, min_ram, {
+        **_FIRMWARE[firmware],
         "hw_disk_bus": "virtio", "hw_vif_model": "virtio", "hw_rng_model": "virtio", "os_type": "linux",
         "os_distro": "debian", "dialtone_owner": owner, "dialtone_run": run_id, "dialtone_appliance": appliance,
         "dialtone_sha256": sha256, "dialtone_manifest_sha256": manifest_sha256})
+
+
+_FIRMWARE: Mapping[Firmware, Mapping[str, str]] = {
+    Firmware.BIOS: {},
+    Firmware.UEFI: {"hw_firmware_type": "uefi", "hw_machine_type": "q35"},
+    Firmware.SECURE_BOOT: {"hw_firmware_type": "uefi", "hw_machine_type": "q35", "os_secure_boot": "required"},
+}
 
 
 def min_disk(virtual_size: int) -> int:

@@ -5,6 +5,7 @@
                       /port.json     its place in the network
                       /console.log   its serial console
                       /qemu.log      what QEMU itself had to say
+                      /variables.fd  with UEFI: what the firmware remembers
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from harness.cloud import (
     disk,
     egress,
     qemu,
+    uefi,
 )
 from harness.cloud import network as networks
 from harness.cloud.accelerator import Accelerator
@@ -143,7 +145,7 @@ class LocalCloud:
             token=record.token, uuid=server.id, accelerator=chosen.name,
             cpu=self._settings.cpu or qemu.CPU[chosen.name], cpus=spec.cpus, memory=spec.memory, disk=root,
             config_drive=drive, tap=network.tap(record.port), mac=mac, console_log=server.console_log,
-            log=directory / "qemu.log")
+            log=directory / "qemu.log", uefi=uefi.prepare(spec.firmware, directory, run.journal))
         run.journal.creating(Resource("process", record.token))
         _start(machine, network, directory, deadline)
         return server
@@ -210,7 +212,7 @@ class LocalCloud:
             routes=(Route(RouteKind.NAMESPACE, internal, network.namespace), Route(RouteKind.FLOATING_IP, floating),
                     *(Route(RouteKind.NAMESPACE, address, network.namespace) for address in version6)),
             console_log=run.directory / spec.name / "console.log", datasource="ConfigDrive",
-            internal_ipv6="".join(version6))
+            internal_ipv6="".join(version6), firmware=spec.firmware)
         record = _Record(server, port, self._token(run, spec.name))
         _save(run, record)
         return record

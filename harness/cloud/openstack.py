@@ -102,7 +102,7 @@ class OpenStackCloud:
         """The image's id in Glance; sent there unless an image with the same hash is there."""
         file = glance.file_of(image.path, image.sha256, image.appliance, owner(self._settings), run.id,
                               manifest_sha256=image.manifest_sha256, min_disk=glance.min_disk(image.virtual_size),
-                              min_ram=image.min_ram)
+                              min_ram=image.min_ram, firmware=image.firmware)
         run.journal.creating(Resource("os-image", file.name, {"cloud": self.name, "run": run.id}))
         url = glance.url_of(self.api.options.image_url, image.path)
         uploaded = glance.upload(self.api, file, run.id, url, say, deadline)
@@ -170,7 +170,7 @@ class OpenStackCloud:
         directory = run.directory / spec.name
         server = Server(name=spec.name, id=identity, user=spec.user, internal_ip=internal, floating_ip=floating,
                         routes=tuple(routes), console_log=directory / "console.log",
-                        datasource="ConfigDrive" if options.config_drive else "OpenStack")
+                        datasource="ConfigDrive" if options.config_drive else "OpenStack", firmware=spec.firmware)
         write_whole(directory / "server.json", server.to_json())
         return server
 

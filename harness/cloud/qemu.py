@@ -26,10 +26,21 @@ CPU = {"kvm": "host", "tcg": "qemu64"}
 
 
 @dataclass(frozen=True)
+class Uefi:
+    """OVMF in a machine's flash: its code, and the variable store, which is written to. With `secure` only code in
+    system management mode writes there, as Secure Boot needs it."""
+
+    code: Path
+    variables: Path
+    secure: bool
+
+
+@dataclass(frozen=True)
 class Machine:
     """A virtual machine. Memory in MiB; sockets are made in the working directory of the process.
 
     `token` is what tells its process from all others; `disk` is qcow2 and written to, `config_drive` is ISO 9660.
+    Without `uefi` it has a BIOS.
     """
 
     token: str
@@ -44,6 +55,7 @@ class Machine:
     mac: str
     console_log: Path
     log: Path
+    uefi: Uefi | None = None
 
 
 def command(machine: Machine) -> list[str]:
@@ -57,7 +69,7 @@ def command(machine: Machine) -> list[str]:
         PROGRAM, "-name", machine.token, "-uuid", machine.uuid, "-daemonize", "-D", os.fspath(machine.log),
         "-runas", USER,
         "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", "q35", "-accel", machine.accelerator + threads, "-cpu", machine.cpu,
+        *_firmware(machine.uefi), "-accel", machine.accelerator + threads, "-cpu", machine.cpu,
         "-smp", str(machine.cpus), "-m", str(machine.memory),
         # Unsafe: the disk is thrown away with the server, so what a crash of this host loses matters to nobody.
         "-drive", f"if=none,id=root,format=qcow2,cache=unsafe,discard=unmap,file={_value(machine.disk)}",
@@ -72,6 +84,16 @@ def command(machine: Machine) -> list[str]:
         "-serial", "chardev:console",
         "-qmp", f"unix:{MONITOR},server=on,wait=off",
     ]
+
+
+def _firmware(uefi: Uefi | None) -> list[str]:
+    if uefi is None:
+        return ["-machine", "q35"]
+    # Without S3, which OVMF can't keep safe from a guest that is not in system management mode.
+    secure = ["-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1"]
+    return ["-machine", "q35,smm=on" if uefi.secure else "q35", *(secure if uefi.secure else []),
+            "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={_value(uefi.code)}",
+            "-drive", f"if=pflash,unit=1,format=raw,file={_value(uefi.variables)}"]
 
 
 def _value(path: Path) -> str:

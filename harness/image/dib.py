@@ -204,7 +204,7 @@ exec "$@"
 
 
 def block_device(directory: Path) -> list[object]:
-    """One GPT disk, as image0.raw in `directory`: a partition for each firmware's boot loader, and the root file system.
+    """One GPT disk, as image0.raw in `directory`: a partition for each firmware's boot loader, and the root's.
 
     The EFI system partition has no file system here, for diskimage-builder would mount it: voip-appliance fills it.
     """

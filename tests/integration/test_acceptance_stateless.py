@@ -49,7 +49,8 @@ def stateless(real_settings: Settings, tmp_path_factory: pytest.TempPathFactory)
     host.prepare(real_settings, say=lambda text: None)
     with work_in(real_settings, appliance) as work:
         image = work.build()
-        findings = inspect(image.path, expectation(appliance, image.kernel, image.loader), lambda text: None, Deadline(300))
+        findings = inspect(image.path, expectation(appliance, image.kernel, image.loader), lambda text: None,
+                           Deadline(300))
         assert [(f.title, f.seen) for f in findings if f.outcome != "passed"] == []
         yield Booted(work, work.launch(work.upload(image))[0])
 

@@ -23,8 +23,8 @@ def test_an_image_holds_the_pinned_packages_and_names_no_repository(real_setting
     run = Run.create(real_settings.runs, appliance.name, "local")
     try:
         image = build.build(appliance, real_settings, run, lambda text: None, Deadline(1200))
-        findings = inspect.inspect(image.path, inspect.expectation(appliance, image.kernel, image.loader), lambda text: None,
-                                   Deadline(300))
+        findings = inspect.inspect(image.path, inspect.expectation(appliance, image.kernel, image.loader),
+                                   lambda text: None, Deadline(300))
         with root_of(image.path, Deadline(120)) as root:
             assert f"Package: opensips\nStatus: install ok installed\nArchitecture: amd64\nVersion: {VERSION}\n" in \
                 root.text("/var/lib/dpkg/status").replace("Maintainer: Test <test@example.org>\n", "")

@@ -34,6 +34,7 @@ def test_yes_and_no(text, wanted):
     ("keep = 'sometimes'", "keep is 'sometimes'"),
     ("keep = ''", "keep is ''"),
     ("expired_mirrors = 'maybe'", "expired_mirrors is 'maybe'"),
+    ("firmware = 'u-boot'", "firmware is 'u-boot'"),
     ("keep = 3", "keep is 3, which is no text"),
     ("egress = 'perhaps'", "egress is 'perhaps'"),
     ("egress = 1", "egress is 1, which is no true or false"),

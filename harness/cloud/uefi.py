@@ -1,0 +1,43 @@
+"""UEFI for virtual machines: OVMF's code, and a variable store of the server's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from harness.cloud.qemu import Uefi
+from harness.errors import HostError
+from harness.firmware import Firmware
+from harness.resources import Resource
+from harness.run import Journal
+
+OVMF = Path("/usr/share/OVMF")
+CODE = {Firmware.UEFI: "OVMF_CODE_4M.fd", Firmware.SECURE_BOOT: "OVMF_CODE_4M.secboot.fd"}
+VARIABLES = {Firmware.UEFI: "OVMF_VARS_4M.fd", Firmware.SECURE_BOOT: "OVMF_VARS_4M.ms.fd"}
+"""The second knows the keys of Microsoft, who signs shim, and turns Secure Boot on."""
+FLASH = 4 << 20
+"""Octets of code and variable store together: one flash chip, cut in two."""
+
+
+def prepare(firmware: Firmware, directory: Path, journal: Journal) -> Uefi | None:
+    """What a server in `directory` starts by: None for BIOS, else with a variable store of its own there.
+
+    Raises HostError where OVMF is missing, or its two parts don't fit each other.
+    """
+    if firmware is Firmware.BIOS:
+        return None
+    code, template = OVMF / CODE[firmware], OVMF / VARIABLES[firmware]
+    try:
+        size = code.stat().st_size
+        content = template.read_bytes()
+    except OSError as error:
+        raise HostError(f"{error.filename}: {error.strerror}: there is no UEFI for virtual machines here",
+                        hint="apt-get install ovmf, or ./inv host --install") from error
+    if size + len(content) != FLASH:
+        raise HostError(f"{template} has {len(content)} octets, and {FLASH - size} are left beside {code.name}",
+                        hint="apt-get install --reinstall ovmf")
+    variables = directory / "variables.fd"
+    journal.creating(Resource("path", os.fspath(variables)))
+    variables.touch(mode=0o600)
+    variables.write_bytes(content)
+    return Uefi(code, variables, firmware is Firmware.SECURE_BOOT)
