@@ -87,6 +87,8 @@ _RUN = (
     Package("xz-utils", ("xz",)),
     Package("zstd", ("zstd",)),
 )
+_SIGNING = (Package("openssl", ("openssl",)),)
+_TOKEN = (Package("libengine-pkcs11-openssl", ("/usr/lib/x86_64-linux-gnu/engines-3/pkcs11.so",)),)
 _EGRESS = (Package("slirp4netns", ("slirp4netns",)),)
 _UNIT = (Package("git", ("git",)), Package("shellcheck", ("shellcheck",)))
 _TESTS = (Package("chromium", ("chromium",)),)
@@ -99,6 +101,10 @@ def requirements(settings: Settings, purpose: Purpose) -> tuple[Package, ...]:
         wanted += [*_UNIT, *_EGRESS, *_TESTS]
     elif settings.egress and purpose is Purpose.RUN:
         wanted += _EGRESS
+    if settings.signing_key or purpose is Purpose.TESTS:
+        wanted += _SIGNING
+    if settings.signing_key.startswith("pkcs11:"):
+        wanted += _TOKEN
     return tuple(dict.fromkeys(wanted))
 
 

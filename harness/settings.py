@@ -20,7 +20,8 @@ class Settings:
     Paths are relative to the project; an empty string means "find out": the mirrors are then taken from this
     machine's own apt configuration, and so is whether they may be used when their Release file has expired; the
     accelerator is the best one that really boots a guest. `opensips_…` name an OpenSIPS that runs here, for tests and
-    measurements. `firmware` goes before what appliances.yaml has for servers.
+    measurements. `signing_key` is a file or a PKCS#11 URI, its pass phrase is in `signing_passphrase`: file:PATH or
+    env:NAME. `firmware` goes before what appliances.yaml has for servers.
     """
 
     project: Path
@@ -39,6 +40,9 @@ class Settings:
     testcloud_external: str = "198.19.0.0/24"
     testcloud_volumes: bool = False
     egress: bool = False
+    signing_key: str = ""
+    signing_certificate: str = ""
+    signing_passphrase: str = ""
     sip_root: str = ""
     opensips_mi: str = ""
     opensips_sip: str = ""

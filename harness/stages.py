@@ -18,7 +18,7 @@ from string import Template
 from typing import Any
 
 from harness import checks, host, known, reaper
-from harness.access import keys, readiness, shell, ssh_config
+from harness.access import keys, readiness, secure_boot, shell, ssh_config
 from harness.access.readiness import PortClosed, Ready
 from harness.appliance import Appliance
 from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec
@@ -28,7 +28,7 @@ from harness.deadline import Deadline
 from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, NotReadyError, RemovalError
 from harness.firmware import Firmware
 from harness.image import build as image_build
-from harness.image import module
+from harness.image import module, signing
 from harness.image.build import Image
 from harness.image.finding import expectation
 from harness.image.inspect import inspect as look_into
@@ -56,6 +56,12 @@ class Work:
     cloud: Cloud
     run: Run
     progress: Progress
+
+    @property
+    def certificate(self) -> Path | None:
+        """Of the key that signs the relay's module; None where nobody does."""
+        signer = signing.signer(self.settings)
+        return signer.certificate if signer else None
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -130,8 +136,8 @@ class Work:
         notes: list[str] = []
         try:
             with self._stage("inspect") as say:
-                findings = look_into(image.path, expectation(self.appliance, image.kernel, image.loader), say,
-                                     Deadline(DEADLINES["inspect"]))
+                expect = expectation(self.appliance, image.kernel, image.loader, self.certificate)
+                findings = look_into(image.path, expect, say, Deadline(DEADLINES["inspect"]))
                 write_whole(self.run.directory / "inspect.json", json.dumps([asdict(f) for f in findings], indent=1))
                 failed = [f for f in findings if f.red]
                 red = f", {len(failed)} FAILED" if failed else ""
@@ -216,6 +222,9 @@ class Work:
                              excerpt=error.excerpt, hint="is the network node's namespace the right one, and does a "
                              "security group let port 22 in? docs/openstack.md") from error
         say(", ".join(f"{name} {seconds:.1f}" for name, seconds in ready.timings.items()))
+        relay = self.appliance.rtpengine
+        if server.firmware is Firmware.SECURE_BOOT and relay and relay.table >= 0:
+            secure_boot.try_module(self.run, server, relay.generation.module, deadline)
         return ready
 
     def check(self, server: Server, selection: Sequence[str] = (), level: Level = Level.BASIC

@@ -145,10 +145,15 @@ class LocalCloud:
             token=record.token, uuid=server.id, accelerator=chosen.name,
             cpu=self._settings.cpu or qemu.CPU[chosen.name], cpus=spec.cpus, memory=spec.memory, disk=root,
             config_drive=drive, tap=network.tap(record.port), mac=mac, console_log=server.console_log,
-            log=directory / "qemu.log", uefi=uefi.prepare(spec.firmware, directory, run.journal))
+            log=directory / "qemu.log", uefi=self._uefi(run, spec, directory, deadline))
         run.journal.creating(Resource("process", record.token))
         _start(machine, network, directory, deadline)
         return server
+
+    def _uefi(self, run: Run, spec: ServerSpec, directory: Path, deadline: Deadline) -> qemu.Uefi | None:
+        named = self._settings.signing_certificate
+        return uefi.prepare(spec.firmware, directory, run.journal, self._settings.project / named if named else None,
+                            deadline)
 
     def servers(self, run: Run) -> Sequence[Server]:
         """The servers of a run that were launched and not removed."""

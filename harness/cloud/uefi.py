@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from harness.cloud.qemu import Uefi
+from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.firmware import Firmware
+from harness.process import CommandFailed, run
 from harness.resources import Resource
 from harness.run import Journal
 
@@ -18,9 +21,16 @@ VARIABLES = {Firmware.UEFI: "OVMF_VARS_4M.fd", Firmware.SECURE_BOOT: "OVMF_VARS_
 FLASH = 4 << 20
 """Octets of code and variable store together: one flash chip, cut in two."""
 
+_SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+"""Owner of the keys that shim keeps (shim's lib/guid.c)."""
 
-def prepare(firmware: Firmware, directory: Path, journal: Journal) -> Uefi | None:
+
+def prepare(firmware: Firmware, directory: Path, journal: Journal, certificate: Path | None, deadline: Deadline
+            ) -> Uefi | None:
     """What a server in `directory` starts by: None for BIOS, else with a variable store of its own there.
+
+    With Secure Boot the owner of `certificate` is enrolled as a machine owner (MOK): shim hands the key to the kernel,
+    which then trusts modules that it signed.
 
     Raises HostError where OVMF is missing, or its two parts don't fit each other.
     """
@@ -40,4 +50,15 @@ def prepare(firmware: Firmware, directory: Path, journal: Journal) -> Uefi | Non
     journal.creating(Resource("path", os.fspath(variables)))
     variables.touch(mode=0o600)
     variables.write_bytes(content)
+    if firmware is Firmware.SECURE_BOOT and certificate:
+        _enrol(certificate, variables, deadline)
     return Uefi(code, variables, firmware is Firmware.SECURE_BOOT)
+
+
+def _enrol(certificate: Path, variables: Path, deadline: Deadline) -> None:
+    try:
+        run([Path(sys.executable).with_name("virt-fw-vars"), "--inplace", variables, "--add-mok", _SHIM, certificate],
+            deadline=deadline)
+    except CommandFailed as error:
+        raise HostError(f"{certificate} can't be enrolled in a variable store of OVMF", excerpt=error.excerpt,
+                        hint="a certificate in PEM form is needed") from error

@@ -28,7 +28,7 @@ from typing import Any
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, DescriptionError, InspectError
-from harness.image import base, builder, dib, loader, loops, manifest, pins, repository, sbom, sources
+from harness.image import base, builder, dib, loader, loops, manifest, pins, repository, sbom, signing, sources
 from harness.image.apt import DAY, AptState, state_for
 from harness.image.builder import Kernel
 from harness.image.cached import prune, sha256, used
@@ -91,6 +91,9 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
                 used(kept.path.parent)
                 return kept
     loops.sweep(settings.cache / "work")
+    signer = signing.signer(settings) if appliance.rtpengine else None
+    if signer:
+        signing.check(signer)
     inputs = _inputs(appliance, settings, state)
     if appliance.rtpengine:
         builder.require_headers(state, inputs.kernel)
@@ -166,6 +169,8 @@ def _inputs(appliance: Appliance, settings: Settings, state: AptState) -> _Input
     recipe = "".join(sha256(Path(__file__).with_name(name)) for name in ("dib.py", "base.py"))
     hashes |= {"diskimage-builder": dib.version(), "recipe": recipe, "sources": json.dumps(pins),
                "packages": _closure(state, packages), "loader": json.dumps(loader.versions(state))}
+    if appliance.rtpengine and (signer := signing.signer(settings)):
+        hashes["signer"] = signer.fingerprint
     return _Inputs(kernel, variables, elements, packages, hashes)
 
 
@@ -195,7 +200,8 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
     own = [path for path in inputs.elements.values() if path.parent == settings.project / "elements"]
 
     def compiled(limit: Deadline) -> Artifact | None:
-        return compile_artifact(appliance, choice, settings, run, say, limit, state) if choice else None
+        return (compile_artifact(appliance, choice, settings, run, say, limit, state, signing.signer(settings))
+                if choice else None)
 
     def root(limit: Deadline, needed: Sequence[str]) -> Path:
         return base.prepare([*inputs.packages, *needed], own, inputs.variables, state, settings, run, limit,
@@ -252,6 +258,8 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
              "diskimage_builder": dib.version(), "variables": dict(inputs.variables), "loader": dict(uefi.versions),
              "artifact": {"key": task.artifact.key, "sha256": task.artifact.sha256} if task.artifact else {},
              "mirrors": {release.codename: release.facts(datetime.now(UTC)) for release in state.releases}}
+    if "signer" in inputs.hashes and (signer := signing.signer(settings)):
+        extra["signer"] = {"sha256": signer.fingerprint, "certificate": signer.text}
     described = manifest.write(file, output / "manifest.json", extra, deadline)
     if described.kernel != inputs.kernel.release:
         raise BuildError(f"the image has kernel {described.kernel or 'none'}, not {inputs.kernel.release}",

@@ -21,11 +21,12 @@ from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
 from harness.generation import Generation
-from harness.image import builder
+from harness.image import builder, signing
 from harness.image.apt import AptState, names
 from harness.image.builder import Kernel
 from harness.image.cached import making, sha256
 from harness.image.contained import contained_in
+from harness.image.signing import Signer
 from harness.image.sources import FetchedSource, SourceChoice
 from harness.process import CommandFailed, run, run_logged
 from harness.run import Run
@@ -56,11 +57,13 @@ class Artifact:
 
 
 def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Settings, run: Run,
-                     say: Callable[[str], None], deadline: Deadline, state: AptState) -> Artifact:
+                     say: Callable[[str], None], deadline: Deadline, state: AptState,
+                     signer: Signer | None = None) -> Artifact:
     """Compile what `choice` holds for the appliance's kernel, or take it from the cache.
 
     Kinds with a whole source tree are compiled in all their parts, of `debian-packages` only the kernel module is;
-    its daemon and iptables extension are the distribution's. Raises BuildError, HostError.
+    its daemon and iptables extension are the distribution's. The module is signed where there is a `signer`.
+    Raises BuildError, HostError.
     """
     assert appliance.rtpengine
     generation = appliance.rtpengine.generation
@@ -70,7 +73,7 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
     packages = [*(builder.MODULE_PACKAGES if module_only else
                   (*builder.ALL_PACKAGES, *generation.libraries[appliance.release])), kernel.headers]
     script = settings.project / "elements" / "rtpengine" / "compile" / "compile-rtpengine"
-    key = _key(source, kernel, appliance, script, state.closure(packages))
+    key = _key(source, kernel, appliance, script, state.closure(packages), signer)
     place = settings.cache / "compile" / key
     kept = _kept(place)
     if kept:
@@ -91,8 +94,11 @@ def compile_artifact(appliance: Appliance, choice: SourceChoice, settings: Setti
         needed = packages_of(source)
         if needed is None:
             needed = library_packages(root, _needed(root, generation, stage))
-        module = f"{generation.module}.ko"
-        vermagic = _vermagic(stage / "usr/lib/modules" / kernel.release / "extra" / module, kernel)
+        module = stage / generation.module_path(kernel.release).lstrip("/")
+        vermagic = _vermagic(module, kernel)
+        if signer:
+            say("signing the module")
+            signing.sign(module, signer, deadline)
         made = Artifact(place / ARTIFACT, "", key, kernel.release, kernel.package, source.spec.version,
                         source.spec.kind, vermagic, False, round(time.monotonic() - begin, 1),
                         tuple(needed))
@@ -111,11 +117,13 @@ def packages_of(source: FetchedSource) -> list[str] | None:
     return daemon_packages(_depends(source.path)) if source.spec.kind == "debian-packages" else None
 
 
-def _key(source: FetchedSource, kernel: Kernel, appliance: Appliance, script: Path, closure: tuple[str, ...]) -> str:
+def _key(source: FetchedSource, kernel: Kernel, appliance: Appliance, script: Path, closure: tuple[str, ...],
+         signer: Signer | None) -> str:
     if not script.exists():
         raise BuildError(f"{script} is missing", hint="the element rtpengine brings it")
     parts = [source.digest, source.spec.version, appliance.release, appliance.architecture, kernel.release,
-             kernel.package, hashlib.sha256(script.read_bytes()).hexdigest(), *closure]
+             kernel.package, hashlib.sha256(script.read_bytes()).hexdigest(), *closure,
+             *([signer.fingerprint] if signer else [])]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

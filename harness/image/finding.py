@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness import conntrack
 from harness import known as known_files
@@ -20,7 +21,8 @@ class Expectation:
 
     `kernel` is the release that the image boots, as in uname -r; `disk` the size in octets of the disk that the
     image must fit; `mirrors` the package mirrors that may be in the image; `limit` the most octets of the file;
-    `loader` the SHA-256 of UEFI's boot loader, by name of its files.
+    `loader` the SHA-256 of UEFI's boot loader, by name of its files; `certificate` that of the key
+    which signed the relay's module, None where nobody did.
     """
 
     kernel: str
@@ -30,6 +32,7 @@ class Expectation:
     disk: int
     limit: int
     loader: Mapping[str, str]
+    certificate: Path | None
     relay: Rtpengine | None
     proxy: Opensips | None
     conntrack: conntrack.ConntrackPlan | None
@@ -42,7 +45,8 @@ IMAGE_LIMIT = 300_000_000
 """An image of an appliance is far below this; what is above has something in it that nobody meant."""
 
 
-def expectation(appliance: Appliance, kernel: str, loader: Mapping[str, str]) -> Expectation:
+def expectation(appliance: Appliance, kernel: str, loader: Mapping[str, str], certificate: Path | None = None
+                ) -> Expectation:
     """What an image of `appliance` with these kernel and boot loader must be. Raises DescriptionError as
     conntrack.plan() and known.load()."""
     goal = appliance.conntrack
@@ -54,6 +58,7 @@ def expectation(appliance: Appliance, kernel: str, loader: Mapping[str, str]) ->
         disk=appliance.server.disk * 2**30,
         limit=IMAGE_LIMIT,
         loader=loader,
+        certificate=certificate,
         relay=appliance.rtpengine,
         proxy=appliance.opensips,
         conntrack=None if goal is None else conntrack.plan(goal, appliance.server.memory),

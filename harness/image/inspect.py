@@ -65,6 +65,7 @@ def _selected(expect: Expectation) -> Iterator[Check]:
     yield from software.SYSTEM_CHECKS
     if expect.relay:
         yield from software.RELAY_CHECKS
+        yield from software.SIGNATURE_CHECKS if expect.certificate else ()
     if expect.proxy:
         yield from software.PROXY_CHECKS
     if expect.conntrack:

@@ -8,7 +8,8 @@ import stat
 from collections import deque
 
 from harness import relayoptions
-from harness.image import configuration, elf
+from harness.deadline import Deadline
+from harness.image import configuration, elf, signing
 from harness.image.finding import Check, Expectation, Seen, all_of, equal, few, none_of
 from harness.image.packages import installed
 from harness.image.root import Root
@@ -75,6 +76,14 @@ def vermagic(root: Root, expect: Expectation) -> Seen:
         magic = elf.modinfo(file).get("vermagic", "")
     return equal(expect.kernel, magic.split(" ")[0], because=f"the kernel refuses a module whose vermagic is {magic!r}",
                  hint="./inv build --force compiles it for the image's kernel")
+
+
+def signature(root: Root, expect: Expectation) -> Seen:
+    assert expect.certificate and expect.relay
+    path = expect.relay.generation.module_path(expect.kernel)
+    good = signing.signed_by(root.read(path), expect.certificate, Deadline(60))
+    return Seen(good, f"signed by the key of {expect.certificate.name}", "so" if good else "not so",
+                because="with Secure Boot on the kernel refuses it", hint=_REBUILD)
 
 
 def module_index(root: Root, expect: Expectation) -> Seen:
@@ -310,6 +319,9 @@ RELAY_CHECKS = (
     Check("rtpengine.conf as described", relay_configuration),
     Check("the relay logs to its own file", log_rule),
     Check("the relay's log is rotated", log_rotation),
+)
+SIGNATURE_CHECKS = (
+    Check("the relay's module is signed", signature),
 )
 PROXY_CHECKS = (
     Check("OpenSIPS in the described version", proxy_packages),

@@ -12,14 +12,17 @@ from pathlib import Path
 import pytest
 
 from harness.appliance import Opensips, Rtpengine
+from harness.deadline import Deadline
 from harness.image import inspect, ownership
 from harness.image.finding import expectation
 from harness.image.root import Root
+from harness.image.signing import Signer, sign
 from harness.known import Known, KnownFile
 from harness.results import Finding
 from tests import small_image
 from tests.conftest import PROJECT
 from tests.small_image import KERNEL, LIBRARIES
+from tests.unit.test_signing import pair
 
 Defect = Callable[[Path], object]
 INTACT, KNOWN = (check.title for check in ownership.CHECKS)
@@ -364,3 +367,11 @@ def test_links_stay_inside_the_tree(tree: Path) -> None:
         root.link("/etc")
     assert root.names("/nowhere") == [] == list(root.walk("/nowhere"))
     os.close(descriptor)
+
+
+def test_a_module_is_signed_by_the_key_that_is_set(tree: Path, tmp_path: Path) -> None:
+    key, certificate = pair(tmp_path, "owner")
+    wanted = expected(small_image.appliance(), certificate=certificate)
+    assert red(look(tree, wanted)) == ["the relay's module is signed: not so"]
+    sign(tree / f"usr/lib/modules/{KERNEL}/extra/xt_RTPENGINE.ko", Signer(str(key), certificate, ""), Deadline(60))
+    assert red(look(tree, wanted)) == []

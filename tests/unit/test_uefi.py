@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import ssl
 from pathlib import Path
 
 import pytest
+from virt.firmware.varstore.edk2 import Edk2VarStore
 
 from harness.cloud import Server, glance, qemu, uefi
+from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.firmware import Firmware
 from harness.resources import Resource
 from harness.run import Run
+from tests.conftest import lacking
 from tests.unit.test_qemu import machine
+from tests.unit.test_signing import pair
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def arguments(flash: qemu.Uefi | None) -> list[tuple[str, str]]:
 
 
 def test_a_server_has_a_variable_store_of_its_own(ovmf: Path, run: Run) -> None:
-    flash = uefi.prepare(Firmware.SECURE_BOOT, run.directory, run.journal)
+    flash = uefi.prepare(Firmware.SECURE_BOOT, run.directory, run.journal, None, Deadline(60))
     assert flash and flash.secure and flash.code == ovmf / "OVMF_CODE_4M.secboot.fd"
     assert flash.variables.read_bytes() == (ovmf / "OVMF_VARS_4M.ms.fd").read_bytes()
     assert flash.variables.stat().st_mode & 0o777 == 0o600
@@ -47,7 +52,7 @@ def test_a_server_has_a_variable_store_of_its_own(ovmf: Path, run: Run) -> None:
 
 
 def test_a_bios_needs_nothing(run: Run) -> None:
-    assert uefi.prepare(Firmware.BIOS, run.directory, run.journal) is None
+    assert uefi.prepare(Firmware.BIOS, run.directory, run.journal, None, Deadline(60)) is None
     assert run.journal.outstanding() == []
     assert ("-machine", "q35") in arguments(None)
     assert not any("pflash" in word for pair in arguments(None) for word in pair)
@@ -70,15 +75,15 @@ def test_secure_boot_lets_only_the_firmware_write_variables() -> None:
 def test_without_ovmf(ovmf: Path, run: Run, name: str) -> None:
     (ovmf / name).unlink()
     with pytest.raises(HostError, match=f"{name}: No such file") as raised:
-        uefi.prepare(Firmware.UEFI, run.directory, run.journal)
+        uefi.prepare(Firmware.UEFI, run.directory, run.journal, None, Deadline(60))
     assert "ovmf" in (raised.value.hint or "")
     assert run.journal.outstanding() == []
 
 
 def test_a_variable_store_of_the_wrong_size(ovmf: Path, run: Run) -> None:
     (ovmf / "OVMF_VARS_4M.fd").write_bytes(bytes(131072))
-    with pytest.raises(HostError, match="has 131072 octets, and 540672 are left beside OVMF_CODE_4M.fd"):
-        uefi.prepare(Firmware.UEFI, run.directory, run.journal)
+    with pytest.raises(HostError, match=r"has 131072 octets, and 540672 are left beside OVMF_CODE_4M\.fd"):
+        uefi.prepare(Firmware.UEFI, run.directory, run.journal, None, Deadline(60))
     assert run.journal.outstanding() == []
 
 
@@ -103,3 +108,24 @@ def test_an_image_tells_a_cloud_its_firmware(tmp_path: Path, firmware: Firmware,
     names = ("hw_firmware_type", "hw_machine_type", "os_secure_boot")
     assert {k: v for k, v in sent.properties.items() if k in names} == properties
     assert sent.name == f"relay-{'a' * 12}" + ("" if firmware is Firmware.BIOS else f"-{firmware}")
+
+
+def test_an_owners_certificate_is_enrolled(run: Run, tmp_path: Path) -> None:
+    if not (uefi.OVMF / uefi.VARIABLES[Firmware.SECURE_BOOT]).exists():
+        lacking("ovmf is not installed")
+    _, certificate = pair(tmp_path, "owner")
+    before = Edk2VarStore(str(uefi.OVMF / uefi.VARIABLES[Firmware.SECURE_BOOT])).get_varlist()
+    flash = uefi.prepare(Firmware.SECURE_BOOT, run.directory, run.journal, certificate, Deadline(60))
+    assert flash
+    after = Edk2VarStore(str(flash.variables)).get_varlist()
+    der = ssl.PEM_cert_to_DER_cert(certificate.read_text())
+    assert "MokList" not in before and der in after["MokList"].data
+    assert {name: after[name].data for name in ("PK", "KEK", "db", "dbx", "SecureBootEnable")} == {
+        name: before[name].data for name in ("PK", "KEK", "db", "dbx", "SecureBootEnable")}
+    assert flash.variables.stat().st_size == uefi.FLASH - flash.code.stat().st_size
+
+
+def test_what_is_no_certificate_is_not_enrolled(ovmf: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no certificate")
+    with pytest.raises(HostError, match="text can't be enrolled"):
+        uefi.prepare(Firmware.SECURE_BOOT, run.directory, run.journal, tmp_path / "text", Deadline(60))
