@@ -13,13 +13,17 @@ import pytest
 
 from harness import appliance as appliances
 from harness.appliance import Appliance
+from harness.deadline import Deadline
 from harness.errors import BuildError, DescriptionError, Fault, HostError, InspectError
+from harness.firmware import Firmware
 from harness.image import base, build, builder, cached, compile, dib, loops
 from harness.image.apt import AptState, Offer
 from harness.image.builder import Kernel
 from harness.image.mirrors import AptMirrors
 from harness.process import CommandFailed
+from harness.run import Run
 from harness.settings import Settings
+from tests.unit.test_signing import pair
 
 KERNEL = Kernel("6.1.0-56-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64", "6.1.192-2")
 MIRRORS = AptMirrors("http://mirror.example/debian", "http://mirror.example/debian-security")
@@ -98,6 +102,31 @@ def test_a_comment_elsewhere_in_the_description_changes_nothing(
         relay: Appliance, settings: Settings, state: Offering) -> None:
     moved = replace(relay, description="other words", line=99, checks=("tests/mine",))
     assert key(moved, settings, state) == key(relay, settings, state)
+
+
+@pytest.fixture
+def signed(settings: Settings, tmp_path: Path) -> Settings:
+    """Settings with a key and its certificate."""
+    key, certificate = pair(tmp_path, "owner")
+    return replace(settings, signing_key=str(key), signing_certificate=str(certificate))
+
+
+def test_a_signed_image_is_another_one_by_the_same_packages(
+        relay: Appliance, settings: Settings, signed: Settings, state: Offering) -> None:
+    plain, other = (build._inputs(relay, chosen, state) for chosen in (settings, signed))
+    assert plain.key != other.key
+    assert plain.packages == other.packages
+    assert key(replace(relay, server=replace(relay.server, firmware=Firmware.UEFI)), settings, state) == plain.key
+
+
+def test_a_key_that_does_not_fit_ends_the_build_before_it_begins(
+        relay: Appliance, signed: Settings, state: Offering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Offering, "refresh", lambda *_, **__: None)
+    _, other = pair(tmp_path, "other")
+    run = Run.create(tmp_path / "runs", "rtpengine", "local")
+    with pytest.raises(DescriptionError, match="don't belong together"):
+        build.build(relay, replace(signed, signing_certificate=str(other)), run, lambda text: None, Deadline(60))
+    assert run.journal.outstanding() == []
 
 
 @pytest.fixture
