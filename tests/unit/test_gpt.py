@@ -29,6 +29,7 @@ def test_a_damaged_partition_table_is_described(disk: Path, offset: int, what: s
         assert good.problems == ()
         assert good.root and (good.root.offset, good.root.name) == (2 * 2**20, "root")
         assert good.bios_boot and good.bios_boot.number == 1
+        assert good.efi_system and (good.efi_system.number, good.efi_system.name) == (3, "ESP")
         file.seek(offset)
         file.write(b"\xff" * 4)
         file.flush()
