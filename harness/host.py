@@ -18,6 +18,7 @@ from typing import TextIO
 from harness.cloud import accelerator, qemu, uefi
 from harness.deadline import Deadline
 from harness.errors import ExitCode, HostError
+from harness.image import signing
 from harness.process import CommandFailed, Completed, run, run_logged
 from harness.settings import Settings
 
@@ -88,10 +89,11 @@ _RUN = (
     Package("zstd", ("zstd",)),
 )
 _SIGNING = (Package("openssl", ("openssl",)),)
-_TOKEN = (Package("libengine-pkcs11-openssl", ("/usr/lib/x86_64-linux-gnu/engines-3/pkcs11.so",)),)
+_TOKEN = (Package("libengine-pkcs11-openssl", (signing.ENGINE,)),)
 _EGRESS = (Package("slirp4netns", ("slirp4netns",)),)
-_UNIT = (Package("git", ("git",)), Package("shellcheck", ("shellcheck",)))
-_TESTS = (Package("chromium", ("chromium",)),)
+_UNIT = (Package("git", ("git",)), Package("kmod", ("depmod", "modinfo")), Package("shellcheck", ("shellcheck",)),
+         *_SIGNING)
+_TESTS = (Package("chromium", ("chromium",)), Package("softhsm2", ("softhsm2-util",)), *_TOKEN)
 
 
 def requirements(settings: Settings, purpose: Purpose) -> tuple[Package, ...]:
@@ -101,10 +103,8 @@ def requirements(settings: Settings, purpose: Purpose) -> tuple[Package, ...]:
         wanted += [*_UNIT, *_EGRESS, *_TESTS]
     elif settings.egress and purpose is Purpose.RUN:
         wanted += _EGRESS
-    if settings.signing_key or purpose is Purpose.TESTS:
-        wanted += _SIGNING
-    if settings.signing_key.startswith("pkcs11:"):
-        wanted += _TOKEN
+    if settings.signing_key:
+        wanted += [*_SIGNING, *(_TOKEN if signing.in_token(settings.signing_key) else ())]
     return tuple(dict.fromkeys(wanted))
 
 

@@ -21,6 +21,8 @@ from harness.process import CommandFailed, run
 from harness.settings import Settings
 
 PROGRAM = "openssl"
+ENGINE = "/usr/lib/x86_64-linux-gnu/engines-3/pkcs11.so"
+"""What lets openssl use keys in PKCS#11 tokens (package libengine-pkcs11-openssl)."""
 _MAGIC = b"~Module signature appended~\n"
 _TRAILER = struct.Struct(">BBBBB3xI")  # algorithm, hash, kind of id; lengths of name, key's id and signature
 _PKCS7 = 2
@@ -72,7 +74,7 @@ def signer(settings: Settings) -> Signer | None:
     kind, _, name = found.passphrase.partition(":")
     if kind == "file":
         found = replace(found, passphrase=f"file:{settings.project / name}")
-    if not _in_token(found.key):
+    if not in_token(found.key):
         return replace(found, key=os.fspath(settings.project / found.key))
     if re.search(r"[;?&]pin-value=", found.key):
         raise DescriptionError("signing_key has the token's PIN in it, for all to see in the list of processes",
@@ -85,7 +87,7 @@ def check(who: Signer) -> None:
     kind, _, name = who.passphrase.partition(":")
     if kind == "env" and name not in os.environ:
         raise DescriptionError(f"signing_passphrase: the environment has no {name}")
-    for what, path in (("signing_key", "" if _in_token(who.key) else who.key),
+    for what, path in (("signing_key", "" if in_token(who.key) else who.key),
                        ("signing_passphrase", name if kind == "file" else "")):
         if path:
             _private(what, Path(path))
@@ -124,7 +126,7 @@ def signed_by(module: bytes, certificate: Path, deadline: Deadline) -> bool:
 
 
 def _signature(file: Path, who: Signer, deadline: Deadline) -> bytes:
-    engine = ("-engine", "pkcs11", "-keyform", "engine") if _in_token(who.key) else ()
+    engine = ("-engine", "pkcs11", "-keyform", "engine") if in_token(who.key) else ()
     with tempfile.NamedTemporaryFile(prefix="dialtone-") as out:
         try:
             run([PROGRAM, "cms", "-sign", *_DETACHED, "-in", file, "-signer", who.certificate, *engine,
@@ -147,7 +149,8 @@ def _failure(error: CommandFailed, who: Signer) -> DescriptionError | HostError:
         return DescriptionError(f"signing_key: {key} can't be opened with the pass phrase of "
                                 f"{who.passphrase or 'nobody'}", hint="signing_passphrase: file:PATH or env:NAME")
     if "private key was not found" in said:
-        return DescriptionError(f"signing_key: no token has {key}", hint="p11tool --list-tokens; p11tool --list-all")
+        return DescriptionError(f"signing_key: no token has {key}",
+                                hint="p11tool --list-all (package gnutls-bin) shows what tokens hold")
     if re.search(r'invalid engine "pkcs11"|could not load the shared library', said):
         return HostError("openssl has no engine for PKCS#11 tokens here",
                          hint="apt-get install libengine-pkcs11-openssl, or ./inv host --install")
@@ -155,7 +158,8 @@ def _failure(error: CommandFailed, who: Signer) -> DescriptionError | HostError:
                             hint="a private key (PEM), or a PKCS#11 URI")
 
 
-def _in_token(key: str) -> bool:
+def in_token(key: str) -> bool:
+    """Whether a key is named by a PKCS#11 URI (RFC 7512), not by a file."""
     return key.startswith("pkcs11:")
 
 
@@ -177,7 +181,7 @@ def _private(what: str, path: Path) -> None:
 
 def _asks(key: str) -> bool:
     """Whether openssl would ask for a pass phrase: a token has a PIN, unless the key's URI says where that is."""
-    if _in_token(key):
+    if in_token(key):
         return "pin-source=" not in key
     text = Path(key).read_bytes()
     return b"ENCRYPTED PRIVATE KEY" in text or b"Proc-Type: 4,ENCRYPTED" in text

@@ -69,6 +69,23 @@ def test_a_way_out_needs_a_package_more(tmp_path):
     assert {p.name for p in egress} - {p.name for p in plain} == {"slirp4netns"}
 
 
+def test_signing_needs_openssl_and_a_token_its_engine(tmp_path):
+    plain = {p.name for p in host.requirements(Settings.load(tmp_path, {}), Purpose.RUN)}
+    for key, more in (("module.key", {"openssl"}), ("pkcs11:token=x", {"openssl", "libengine-pkcs11-openssl"})):
+        signing = host.requirements(Settings.load(tmp_path, {}, signing_key=key), Purpose.RUN)
+        assert {p.name for p in signing} - plain == more
+
+
+def test_ovmf_that_is_missing_is_named(settings, monkeypatch, tmp_path):
+    [ovmf] = [p for p in host.requirements(settings, Purpose.RUN) if p.name == "ovmf"]
+    lacking = Package("ovmf", tuple(f"{tmp_path}/{Path(file).name}" for file in ovmf.gives))
+    monkeypatch.setattr(host, "_RUN", (lacking,))
+    monkeypatch.setattr(host.os, "geteuid", lambda: 1000)
+    with pytest.raises(HostError, match=r"ovmf \(for .*/OVMF_CODE_4M\.fd\)") as caught:
+        host.prepare(settings, say=print)
+    assert "apt-get install --no-install-recommends ovmf" in str(caught.value)
+
+
 def test_who_is_not_root_is_told_what_to_install(settings, monkeypatch):
     monkeypatch.setattr(host, "_RUN", (Package("bash", ("sh",)), THING))
     monkeypatch.setattr(host.os, "geteuid", lambda: 1000)

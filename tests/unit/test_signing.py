@@ -131,10 +131,9 @@ def test_a_key_that_others_may_read_is_refused(who: Signing, made: Path, tmp_pat
 
 def test_a_key_in_a_token(who: Signing, made: Path, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                           ) -> None:
-    if not SOFTHSM.exists():
-        pytest.skip("softhsm2 is not installed: no token in software")
-    if not Path("/usr/lib/x86_64-linux-gnu/engines-3/pkcs11.so").exists():
-        lacking("libengine-pkcs11-openssl is not installed")
+    for needed, package in ((SOFTHSM, "softhsm2"), (Path(signing.ENGINE), "libengine-pkcs11-openssl")):
+        if not needed.exists():
+            lacking(f"{package} is not installed")
     (tmp_path / "tokens").mkdir()
     (tmp_path / "softhsm.conf").write_text(f"directories.tokendir = {tmp_path}/tokens\n")
     monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm.conf"))
