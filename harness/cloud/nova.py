@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,11 +16,14 @@ from harness.cloud.api import Api, Refused, translated
 from harness.cloud.capacity import Flavor, Limit
 from harness.deadline import Deadline
 from harness.errors import CloudError
+from harness.firmware import Firmware
 
 OWNER, RUN = "dialtone_owner", "dialtone_run"
 """Keys of a server's metadata that say whose it is."""
 _EXPLAINED = 10.0
 """Seconds for which the reason of an ERROR is waited for."""
+_OFFERED = {Firmware.UEFI: "OVMF", Firmware.SECURE_BOOT: "the trait COMPUTE_SECURITY_UEFI_SECURE_BOOT"}
+"""What a compute node must have (Nova's pages UEFI and Secure Boot)."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,18 @@ class Listing:
         return found
 
 
-def wait_active(api: Api, run_id: str, names: Sequence[str], deadline: Deadline, interval: float) -> list[State]:
-    """Wait until all servers are ACTIVE; they are listed together. Raises CloudError with Nova's own words."""
+def wait_active(api: Api, run_id: str, names: Sequence[str], deadline: Deadline, interval: float,
+                firmware: Firmware = Firmware.BIOS) -> list[State]:
+    """Wait until all servers, started by `firmware`, are ACTIVE; they are listed together.
+
+    Raises CloudError with Nova's own words.
+    """
     while True:
         found = {s.name: s for s in states(api, run_id)}
         for name in names:
             state = found.get(name)
             if state is None or state.status in ("ERROR", "DELETED", "SHUTOFF"):
-                raise _failed(name, state, _fault(api, state) if state else "", api.name)
+                raise failed(name, state, _fault(api, state) if state else "", api.name, firmware)
         if all(found[name].status == "ACTIVE" for name in names):
             return [found[name] for name in names]
         if deadline.expired:
@@ -119,10 +127,17 @@ def _fault(api: Api, state: State) -> str:
         time.sleep(0.5)
 
 
-def _failed(name: str, state: State | None, fault: str, cloud: str) -> CloudError:
+def failed(name: str, state: State | None, fault: str, cloud: str, firmware: Firmware) -> CloudError:
+    """What became of a server that is not ACTIVE; `fault` is Nova's own message."""
     if state is None:
         return CloudError(f"{cloud}: the server {name} is gone", hint="somebody deleted it")
-    if "No valid host" in fault:
+    nowhere = "No valid host" in fault or "Exhausted all hosts" in fault
+    # Nova looks for hosts by what an image's properties ask for, and doesn't tell which of them no host has.
+    if firmware is not Firmware.BIOS and (nowhere or re.search("UEFI|Secure ?Boot", fault)):
+        return CloudError(f"{cloud}: no host starts the server {name} by {firmware}, or none has room for it",
+                          excerpt=fault, hint=f"do its compute nodes have {_OFFERED[firmware]}? docs/openstack.md; "
+                                              "`firmware: bios` starts it without")
+    if nowhere:
         return CloudError(f"{cloud}: no host has room for the server {name}", excerpt=fault,
                           hint="another flavor or availability_zone in clouds.yaml, or more room in the cloud")
     return CloudError(f"{cloud}: the server {name} is {state.status}", excerpt=fault or None,

@@ -139,7 +139,8 @@ class OpenStackCloud:
         network.tag()
         place = self._place(run, network, subnet, deadline) if options.route is RouteKind.NAMESPACE else None
         servers = [self._server(run, *given, place) for given in requested]
-        found = nova.wait_active(self.api, run.id, [f"{run.id}-{spec.name}" for spec in specs], deadline, _BUILDING)
+        found = nova.wait_active(self.api, run.id, [f"{run.id}-{spec.name}" for spec in specs], deadline, _BUILDING,
+                                 specs[0].firmware)
         run.facts.setdefault("cloud", self._facts()).update(
             server_id=", ".join(s.id for s in servers), hypervisor=", ".join(dict.fromkeys(s.host for s in found)),
             flavor=flavor.name, config_drive=options.config_drive)
