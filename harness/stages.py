@@ -21,7 +21,7 @@ from harness import checks, host, known, reaper
 from harness.access import keys, readiness, secure_boot, shell, ssh_config
 from harness.access.readiness import PortClosed, Ready
 from harness.appliance import Appliance
-from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec
+from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec, uefi
 from harness.cloud.local import LocalCloud
 from harness.conntrack import plan
 from harness.deadline import Deadline
@@ -80,6 +80,8 @@ class Work:
             stuck = [r for r in reaped if r.outcome == "failed"]
             if stuck:
                 self.run.facts.setdefault("warnings", []).extend(f"{r.resource} of {r.run_id}: {r.why}" for r in stuck)
+            # Whatever the cloud is: an image that is sent to one is booted here first.
+            uefi.look(firmware_of(self.settings, self.appliance))
             size = self.appliance.server
             seen = self.cloud.look(Need(size.memory, size.cpus, size.disk), Deadline(DEADLINES["look"]))
             swept = sum(r.outcome == "removed" for r in reaped)
@@ -155,8 +157,8 @@ class Work:
                 self.progress.line(f"    note: {note}")
 
     def gate(self, image: Image) -> None:
-        """Boot the image on this machine before it is sent to a cloud; once an image. Raises as launch() does."""
-        passed = image.path.parent / "booted.json"
+        """Boot the image on this machine before a cloud gets it; once by each firmware. Raises as launch() does."""
+        passed = image.path.parent / f"booted-{firmware_of(self.settings, self.appliance)}.json"
         if not self.cloud.uploads:
             return
         self.run.facts["gate"] = os.fspath(passed)

@@ -25,6 +25,12 @@ _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 """Owner of the keys that shim keeps (shim's lib/guid.c)."""
 
 
+def look(firmware: Firmware) -> None:
+    """Whether this machine has what starts servers by `firmware`; makes nothing. Raises HostError as prepare()."""
+    if firmware is not Firmware.BIOS:
+        _parts(firmware)
+
+
 def prepare(firmware: Firmware, directory: Path, journal: Journal, certificate: Path | None, deadline: Deadline
             ) -> Uefi | None:
     """What a server in `directory` starts by: None for BIOS, else with a variable store of its own there.
@@ -36,23 +42,28 @@ def prepare(firmware: Firmware, directory: Path, journal: Journal, certificate: 
     """
     if firmware is Firmware.BIOS:
         return None
-    code, template = OVMF / CODE[firmware], OVMF / VARIABLES[firmware]
-    try:
-        size = code.stat().st_size
-        content = template.read_bytes()
-    except OSError as error:
-        raise HostError(f"{error.filename}: {error.strerror}: there is no UEFI for virtual machines here",
-                        hint="apt-get install ovmf, or ./inv host --install") from error
-    if size + len(content) != FLASH:
-        raise HostError(f"{template} has {len(content)} octets, and {FLASH - size} are left beside {code.name}",
-                        hint="apt-get install --reinstall ovmf")
+    code, template = _parts(firmware)
     variables = directory / "variables.fd"
     journal.creating(Resource("path", os.fspath(variables)))
     variables.touch(mode=0o600)
-    variables.write_bytes(content)
+    variables.write_bytes(template.read_bytes())
     if firmware is Firmware.SECURE_BOOT and certificate:
         _enrol(certificate, variables, deadline)
     return Uefi(code, variables, firmware is Firmware.SECURE_BOOT)
+
+
+def _parts(firmware: Firmware) -> tuple[Path, Path]:
+    """OVMF's code, and what a new variable store is a copy of."""
+    code, template = OVMF / CODE[firmware], OVMF / VARIABLES[firmware]
+    try:
+        sizes = code.stat().st_size, template.stat().st_size
+    except OSError as error:
+        raise HostError(f"{error.filename}: {error.strerror}: there is no UEFI for virtual machines here",
+                        hint="apt-get install ovmf, or ./inv host --install") from error
+    if sum(sizes) != FLASH:
+        raise HostError(f"{template} has {sizes[1]} octets, and {FLASH - sizes[0]} are left beside {code.name}",
+                        hint="apt-get install --reinstall ovmf")
+    return code, template
 
 
 def _enrol(certificate: Path, variables: Path, deadline: Deadline) -> None:

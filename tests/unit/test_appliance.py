@@ -101,6 +101,8 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
      "appliances.yaml:5:5: appliances.relay.image_mirrors: 'main' is a dependency of 'security'"),
     ("memory: 2048", "memory: 12",
      "appliances.yaml:6:14: appliances.relay.server.memory: 12 is less than the minimum of 256"),
+    ("memory: 2048", "firmware: u-boot",
+     "appliances.yaml:6:14: appliances.relay.server.firmware: 'u-boot' is not one of ['bios', 'uefi', 'secure-boot']"),
     ("memory: 2048", "memory: 2048.0",
      "appliances.yaml:6:14: appliances.relay.server.memory: 2048.0 is not of type 'integer'"),
     ("      sources:", "      redis: 192.0.2.5:6379\n      sources:",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import ssl
@@ -10,12 +11,21 @@ from pathlib import Path
 import pytest
 from virt.firmware.varstore.edk2 import Edk2VarStore
 
-from harness.cloud import Server, glance, qemu, uefi
+from harness import host
+from harness.access.readiness import Ready
+from harness.cloud import Server, glance, nova, qemu, uefi
+from harness.cloud.local import LocalCloud
 from harness.deadline import Deadline
 from harness.errors import HostError
 from harness.firmware import Firmware
+from harness.image import build
+from harness.nightly import nightly
+from harness.progress import Progress
 from harness.resources import Resource
 from harness.run import Run
+from harness.settings import Settings
+from harness.stages import Work
+from tests import small_image
 from tests.conftest import lacking
 from tests.unit.test_qemu import machine
 from tests.unit.test_signing import pair
@@ -78,6 +88,10 @@ def test_without_ovmf(ovmf: Path, run: Run, name: str) -> None:
         uefi.prepare(Firmware.UEFI, run.directory, run.journal, None, Deadline(60))
     assert "ovmf" in (raised.value.hint or "")
     assert run.journal.outstanding() == []
+    uefi.look(Firmware.BIOS)
+    uefi.look(Firmware.SECURE_BOOT)
+    with pytest.raises(HostError, match=f"{name}: No such file"):
+        uefi.look(Firmware.UEFI)
 
 
 def test_a_variable_store_of_the_wrong_size(ovmf: Path, run: Run) -> None:
@@ -85,6 +99,36 @@ def test_a_variable_store_of_the_wrong_size(ovmf: Path, run: Run) -> None:
     with pytest.raises(HostError, match=r"has 131072 octets, and 540672 are left beside OVMF_CODE_4M\.fd"):
         uefi.prepare(Firmware.UEFI, run.directory, run.journal, None, Deadline(60))
     assert run.journal.outstanding() == []
+
+
+def test_a_night_that_has_no_uefi_ends_before_its_build(ovmf: Path, run: Run, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    (ovmf / "OVMF_VARS_4M.fd").write_bytes(bytes(131072))
+    monkeypatch.setattr(host, "prepare", lambda *_, **__: None)
+    settings = Settings.load(tmp_path, {}, firmware="uefi")
+    work = Work(settings, small_image.appliance(), LocalCloud(settings), run, Progress(io.StringIO()))
+    with pytest.raises(HostError, match="has 131072 octets"):
+        nightly(work)
+    assert [(stage.name, stage.outcome) for stage in run.stages] == [("host", "failed")]
+
+
+def test_a_cloud_gets_an_image_that_booted_here_by_the_same_firmware(run: Run, tmp_path: Path,
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    booted: list[str] = []
+
+    def boot(work: Work, *_: object) -> list[tuple[None, Ready]]:
+        booted.append(work.settings.firmware)
+        return [(None, Ready("", {}, "", (), "running"))]
+
+    monkeypatch.setattr(Work, "_boot", boot)
+    monkeypatch.setattr(LocalCloud, "describe", lambda cloud: "local")
+    image = build.Image(tmp_path / "image.qcow2", "", 0, "", "", tmp_path, tmp_path, False, {}, {}, ())
+    for firmware in ("bios", "secure-boot", "bios", "secure-boot"):
+        settings = Settings.load(tmp_path, {}, firmware=firmware)
+        cloud = LocalCloud(settings)
+        monkeypatch.setattr(cloud, "uploads", True)
+        Work(settings, small_image.appliance(), cloud, run, Progress(io.StringIO())).gate(image)
+    assert booted == ["bios", "secure-boot"]
 
 
 def test_a_server_remembers_its_firmware() -> None:
@@ -108,6 +152,21 @@ def test_an_image_tells_a_cloud_its_firmware(tmp_path: Path, firmware: Firmware,
     names = ("hw_firmware_type", "hw_machine_type", "os_secure_boot")
     assert {k: v for k, v in sent.properties.items() if k in names} == properties
     assert sent.name == f"relay-{'a' * 12}" + ("" if firmware is Firmware.BIOS else f"-{firmware}")
+
+
+@pytest.mark.parametrize(("firmware", "fault", "complaint"), [
+    (Firmware.BIOS, "No valid host was found. There are not enough hosts available.", "no host has room"),
+    (Firmware.UEFI, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures",
+     "no host starts the server relay by uefi"),
+    (Firmware.SECURE_BOOT, "No valid host was found. There are not enough hosts available.",
+     "no host starts the server relay by secure-boot"),
+    (Firmware.SECURE_BOOT, "Secure Boot is not supported by host", "no host starts the server relay by secure-boot"),
+    (Firmware.SECURE_BOOT, "Volume 7 did not finish being created", "the server relay is ERROR"),
+])
+def test_a_cloud_that_has_no_such_firmware(firmware: Firmware, fault: str, complaint: str) -> None:
+    error = nova.failed("relay", nova.State("1", "relay", "ERROR", ""), fault, "cloud", firmware)
+    assert complaint in error.message and error.excerpt == fault
+    assert ("COMPUTE_SECURITY_UEFI_SECURE_BOOT" in (error.hint or "")) is ("secure-boot" in complaint)
 
 
 def test_an_owners_certificate_is_enrolled(run: Run, tmp_path: Path) -> None:
