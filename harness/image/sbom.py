@@ -1,7 +1,8 @@
 """The bill of materials of an image, made from its manifest: CycloneDX 1.6 as JSON, beside the manifest.
 
-It names every package of the image, and of what was compiled for it the source, its patches, and the hashes of both
-and of the result. Equal manifests give equal files: no time is in it, and its serial number follows from the rest.
+It names every package of the image, those too that UEFI's boot loader was taken out of, and of what was compiled for it
+the source, its patches, and the hashes of both and of the result. Equal manifests give equal files: no time is in it,
+and its serial number follows from the rest.
 """
 
 from __future__ import annotations
@@ -133,6 +134,10 @@ def _packages(image: Manifest) -> Iterator[Component]:
     for package in image.packages:
         purl = _purl(image, package.name, package.version, package.architecture, _repository(image, package))
         yield Component(name=package.name, version=package.version, purl=purl, bom_ref=purl.to_string())
+    for name, version in _of(image.extra, "loader").items():
+        purl = _purl(image, name, version, "amd64")
+        yield Component(name=name, version=version, purl=purl, bom_ref=purl.to_string(),
+                        properties=_properties({"partition": "EFI system"}))
 
 
 def _repository(image: Manifest, package: Package) -> str:

@@ -85,6 +85,14 @@ def test_the_image_and_every_package_of_it_are_named() -> None:
         {**entry, "dependsOn": sorted(entry.get("dependsOn", []))} for entry in found["dependencies"])
 
 
+def test_packages_that_uefis_boot_loader_was_taken_out_of() -> None:
+    made = image()
+    loader = component(replace(made, extra={**made.extra, "loader": {"shim-signed": "1.44~1+deb12u1+15.8-1"}}),
+                       "shim-signed")
+    assert loader["purl"].startswith("pkg:deb/debian/shim-signed@1.44~1%2Bdeb12u1%2B15.8-1?arch=amd64")
+    assert loader["properties"] == [{"name": "dialtone:partition", "value": "EFI system"}]
+
+
 def test_packages_of_another_repository_are_not_debians() -> None:
     variables = {"DIB_RELEASE": "bookworm", "DIB_OPENSIPS_REPOSITORY": "https://packages.example.org/debian"}
     made = image("none", extra={"variables": variables})
