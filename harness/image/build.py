@@ -37,6 +37,7 @@ from harness.image.loader import Loader
 from harness.image.mirrors import apt_mirrors
 from harness.image.release import accepted
 from harness.image.side_by_side import side_by_side
+from harness.image.signing import Signer
 from harness.image.sources import SourceChoice, fetch_first
 from harness.process import CommandFailed, run_logged
 from harness.resources import Resource
@@ -91,16 +92,14 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
                 used(kept.path.parent)
                 return kept
     loops.sweep(settings.cache / "work")
-    signer = signing.signer(settings) if appliance.rtpengine else None
-    if signer:
-        signing.check(signer)
+    signer = _signer(settings) if appliance.rtpengine else None
     inputs = _inputs(appliance, settings, state)
     if appliance.rtpengine:
         builder.require_headers(state, inputs.kernel)
     choice = _choose(appliance, settings, run, say, deadline, state)
     with _work(settings, run) as work:
         uefi = loader.prepare(state, settings, run, deadline)
-        task = _task(appliance, settings, inputs, choice, uefi, state, run, work, say, deadline)
+        task = _task(appliance, settings, inputs, choice, signer, uefi, state, run, work, say, deadline)
         _disk_image_create(task, say, deadline)
         image = _keep(task, settings, choice, inputs, uefi, state, say, deadline)
     prune(settings.cache / "images", prefix=f"{appliance.name}-", keep=3)
@@ -125,12 +124,21 @@ def compiled(appliance: Appliance, settings: Settings, run: Run, say: Callable[[
     """RTPEngine for the appliance's kernel of the day, without an image. Raises as build()."""
     state = packages_of_today(appliance, settings, deadline)
     kernel = builder.kernel_of(state, appliance.kernel)
+    signer = _signer(settings)
     builder.require_headers(state, kernel)
     choice = _choose(appliance, settings, run, say, deadline, state)
     if choice is None:
         raise DescriptionError(f"{appliance.name} has no kernel module of its own",
                                hint="modules are for appliances with a section rtpengine")
-    return kernel, compile_artifact(appliance, choice, settings, run, say, deadline, state)
+    return kernel, compile_artifact(appliance, choice, settings, run, say, deadline, state, signer)
+
+
+def _signer(settings: Settings) -> Signer | None:
+    """Who signs the module, once it was seen that he can. Raises DescriptionError, HostError."""
+    signer = signing.signer(settings)
+    if signer:
+        signing.check(signer)
+    return signer
 
 
 def packages_of_today(appliance: Appliance, settings: Settings, deadline: Deadline) -> AptState:
@@ -189,8 +197,9 @@ def _choose(appliance: Appliance, settings: Settings, run: Run, say: Callable[[s
     return choice
 
 
-def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: SourceChoice | None, uefi: Loader,
-          state: AptState, run: Run, work: Path, say: Callable[[str], None], deadline: Deadline) -> dib.Build:
+def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: SourceChoice | None,
+          signer: Signer | None, uefi: Loader, state: AptState, run: Run, work: Path, say: Callable[[str], None],
+          deadline: Deadline) -> dib.Build:
     """Compile, and make the base root: at the same time where the packages are known before the compilation."""
     output = work / "output"
     for directory in (output, work / "locks"):
@@ -200,8 +209,7 @@ def _task(appliance: Appliance, settings: Settings, inputs: _Inputs, choice: Sou
     own = [path for path in inputs.elements.values() if path.parent == settings.project / "elements"]
 
     def compiled(limit: Deadline) -> Artifact | None:
-        return (compile_artifact(appliance, choice, settings, run, say, limit, state, signing.signer(settings))
-                if choice else None)
+        return compile_artifact(appliance, choice, settings, run, say, limit, state, signer) if choice else None
 
     def root(limit: Deadline, needed: Sequence[str]) -> Path:
         return base.prepare([*inputs.packages, *needed], own, inputs.variables, state, settings, run, limit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,13 +119,15 @@ def test_a_signed_image_is_another_one_by_the_same_packages(
     assert key(replace(relay, server=replace(relay.server, firmware=Firmware.UEFI)), settings, state) == plain.key
 
 
+@pytest.mark.parametrize("making", [build.build, build.compiled], ids=["an image", "a module"])
 def test_a_key_that_does_not_fit_ends_the_build_before_it_begins(
-        relay: Appliance, signed: Settings, state: Offering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        making: Callable[..., object], relay: Appliance, signed: Settings, state: Offering, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Offering, "refresh", lambda *_, **__: None)
     _, other = pair(tmp_path, "other")
     run = Run.create(tmp_path / "runs", "rtpengine", "local")
     with pytest.raises(DescriptionError, match="don't belong together"):
-        build.build(relay, replace(signed, signing_certificate=str(other)), run, lambda text: None, Deadline(60))
+        making(relay, replace(signed, signing_certificate=str(other)), run, lambda text: None, Deadline(60))
     assert run.journal.outstanding() == []
 
 

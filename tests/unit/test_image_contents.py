@@ -322,7 +322,7 @@ def test_what_the_appliance_asks_for_is_green(tree: Path) -> None:
 
 
 def test_a_kernel_that_is_followed_is_not_held(tree: Path) -> None:
-    following = expectation(replace(small_image.appliance(), kernel_upgrades="follow"), KERNEL)
+    following = expectation(replace(small_image.appliance(), kernel_upgrades="follow"), KERNEL, small_image.LOADER)
     assert f"kernel packages are held as described: held: linux-image-{KERNEL}" in red(look(tree, following))
     change(STATUS, "hold ok installed", "install ok installed")(tree)
     assert red(look(tree, following)) == []
