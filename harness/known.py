@@ -1,4 +1,4 @@
-"""What of an appliance's images differs from the rule, and is known: data with a reason for every line.
+"""What of an appliance's images and servers differs from the rule, and is known: data with a reason for every line.
 
 The files of the directory known/ beside appliances.yaml (where there is none, the project's): `debian.yaml` for every
 image, `<element>.yaml` for those with that element.
@@ -57,12 +57,14 @@ class KnownLine:
 
 @dataclass(frozen=True)
 class Known:
-    """`missing` and `changed` are files of packages, `unowned` of none; `units` are lines of systemd-analyze(1)."""
+    """`missing` and `changed` are files of packages, `unowned` of none; `units` are lines of systemd-analyze(1),
+    `log` those of the journal."""
 
     missing: tuple[KnownFile, ...] = ()
     changed: tuple[KnownFile, ...] = ()
     unowned: tuple[KnownFile, ...] = ()
     units: tuple[KnownLine, ...] = ()
+    log: tuple[KnownLine, ...] = ()
 
 
 def load(appliance: Appliance) -> Known:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from harness import journal
 from harness.appliance import Appliance
 from harness.checks import run_checks
 from harness.cloud import Server
@@ -39,9 +40,12 @@ class Booted:
                           Deadline(600), selection=selection, level=level)
 
     def root(self, script: str) -> str:
-        """What a script of bash prints that is run as root on the server; it must end well."""
+        """What a script of bash prints that is run as root on the server; it must end well.
+
+        What is logged from then on, until the next checks are at their end, is the test's own doing."""
+        noted = f"{journal.note('begin')}\n{script}"
         done = subprocess.run(["ssh", "-F", self.work.run.directory / "ssh_config", self.server.name,
-                               "sudo -n bash -eu"], input=script, capture_output=True, text=True, timeout=120)
+                               "sudo -n bash -eu"], input=noted, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{script}\n{done.stdout}{done.stderr}"
         return done.stdout
 

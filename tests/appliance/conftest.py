@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 
-from harness import acceptance, relayoptions
+from harness import acceptance, journal, relayoptions
+from harness import known as known_files
+from harness.access.shell import ConnectionLost
 from harness.conntrack import plan as conntrack_plan
 from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
@@ -41,6 +43,28 @@ def kernel(read):
 def kernel_log(host):
     """The kernel's messages since boot, as lines."""
     return host.check_output("dmesg").splitlines()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def checking(host):
+    """Notes on the server when checks run: what it logs then is their doing."""
+    host.run(journal.note("begin"))
+    yield
+    with suppress(ConnectionLost):
+        host.run(journal.note("end"))
+
+
+@pytest.fixture(scope="session")
+def complaints(host, read, checking):
+    """What kernel and services have logged since boot as warning or worse, but while checks ran."""
+    entries = journal.read(host.check_output(journal.WARNINGS))
+    return journal.apart(entries, journal.windows(read(journal.CHECKED)[journal.CHECKED]))
+
+
+@pytest.fixture(scope="session")
+def known(appliance):
+    """What is known of the appliance's servers, and has a reason."""
+    return known_files.load(appliance)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 """Boot."""
 
 import re
+from datetime import date
 
 import pytest
 
 from harness.kernellog import STALL, without_waits
+from harness.known import expired, unknown
 from harness.plugin import expect
 
 FAULTS = re.compile(rf"{STALL.pattern}|"
@@ -35,6 +37,32 @@ def test_kernel_log_clean(host, kernel_log, console, seen):
     faults = [line for line in rest if FAULTS.search(line)]
     expect(not faults, "no oops, BUG, panic or lockup", "; ".join(faults[:3]), "",
            lambda: console.lines(FAULTS.pattern))
+
+
+def test_no_ordering_cycle(complaints):
+    """systemd found no ordering cycle among the units"""
+    cycles = [entry.message for entry in complaints if "ordering cycle" in entry.message]
+    expect(not cycles, "no ordering cycle", "; ".join(cycles[:3]),
+           "systemd breaks an ordering cycle by leaving out one of its units")
+
+
+@pytest.mark.after("test_no_failed_units", "test_kernel_log_clean", "test_no_ordering_cycle",
+                   "test_conntrack_never_full")
+def test_log_known(complaints, known, seen):
+    """kernel log and journal hold no warning that is not known"""
+    strange = unknown(map(str, complaints), known.log)
+    seen(f"{len(complaints)} warnings, all known")
+    expect(not strange, "warnings that known/*.yaml names with a reason", "; ".join(strange[:5])
+           + (f" and {len(strange) - 5} more" if len(strange) > 5 else ""))
+
+
+def test_known_issues_in_date(complaints, known):
+    """what is known of the logs was looked at in time"""
+    old = expired(known.log, date.today())
+    told = [f"{entry}: {sum(bool(entry.pattern.search(str(line))) for line in complaints)} times in this log"
+            for entry in old]
+    expect(not old, "every known issue looked at again before its day", "; ".join(told),
+           "whoever wrote it down wanted it looked at again: take it away, or give it another day")
 
 
 def test_machine_id(read):

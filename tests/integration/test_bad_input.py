@@ -74,9 +74,9 @@ def test_a_mistake_in_what_is_known(inv: Inv, tmp_path: Path) -> None:
     file = described(tmp_path, (PROJECT / "appliances.yaml").read_text())
     (tmp_path / "known").mkdir()
     (tmp_path / "known/rtpengine.yaml").write_text(
-        'units:\n  - pattern: "^kernel: ("\n    reason: it is so\n    until: 2027-02-30\n')
+        'log:\n  - pattern: "^kernel: ("\n    reason: it is so\n    until: 2027-02-30\n')
     inv.refused(inv.having(appliances=file)("build"), 2,
-                "known/rtpengine.yaml:2:5: units.0.pattern: is no regular expression: missing ), unterminated")
+                "known/rtpengine.yaml:2:5: log.0.pattern: is no regular expression: missing ), unterminated subpattern")
 
 
 def test_no_description_at_all(inv: Inv, tmp_path: Path) -> None:

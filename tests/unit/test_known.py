@@ -24,7 +24,7 @@ unowned:
     reason: only there
     releases: [bookworm]
     optional: true
-units:
+log:
   - pattern: "^kernel: tsc: "
     reason: emulated
     until: 2027-03-01
@@ -45,9 +45,8 @@ def test_files_of_the_appliances_elements_are_read(tmp_path: Path) -> None:
     assert [str(entry) for entry in found.unowned] == [
         "/etc/a (known/debian.yaml:2)", "/etc/b* (known/debian.yaml:2)", "/etc/c (known/debian.yaml:4)"]
     assert [entry.optional for entry in found.unowned] == [False, False, True]
-    (line,) = found.units
-    assert line == KnownLine(re.compile("^kernel: tsc: "), "emulated", date(2027, 3, 1), "known/debian.yaml:9")
-    assert found.changed == ()
+    assert found.log == (KnownLine(re.compile("^kernel: tsc: "), "emulated", date(2027, 3, 1), "known/debian.yaml:9"),)
+    assert (found.changed, found.units) == ((), ())
 
 
 def test_entries_of_other_releases_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,16 +62,16 @@ def test_without_a_directory_beside_the_description_the_projects_is_read(tmp_pat
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
-    ("unowned:", "unowed:", "known/debian.yaml:1:1: unowed: unknown key; known: changed, missing, units, unowned"),
+    ("unowned:", "unowed:", "known/debian.yaml:1:1: unowed: unknown key; known: changed, log, missing, units, unowned"),
     ("optional: true", "optoinal: true", "known/debian.yaml:7:5: unowned.1.optoinal: unknown key; known: optional, "),
     ("reason: made by a script", 'reason: " "', 'known/debian.yaml:3:5: unowned.0.reason: " " is not a reason (like '),
-    ("    reason: emulated\n", "", "known/debian.yaml:9:5: units.0: 'reason' is missing"),
-    ("2027-03-01", "soon", 'known/debian.yaml:11:5: units.0.until: "soon" is not a date (like 2027-05-31)'),
-    ("2027-03-01", "2027-02-30", "known/debian.yaml:11:5: units.0.until: 2027-02-30 is no day: day is out of range"),
-    ("^kernel: tsc: ", "^kernel: (tsc", "known/debian.yaml:9:5: units.0.pattern: is no regular expression: missing )"),
+    ("    reason: emulated\n", "", "known/debian.yaml:9:5: log.0: 'reason' is missing"),
+    ("2027-03-01", "soon", 'known/debian.yaml:11:5: log.0.until: "soon" is not a date (like 2027-05-31)'),
+    ("2027-03-01", "2027-02-30", "known/debian.yaml:11:5: log.0.until: 2027-02-30 is no day: day is out of range"),
+    ("^kernel: tsc: ", "^kernel: (tsc", "known/debian.yaml:9:5: log.0.pattern: is no regular expression: missing )"),
     ("[/etc/c]", "[etc/c]", 'known/debian.yaml:4:13: unowned.1.paths.0: "etc/c" is not an absolute path (like '),
     ("[bookworm]", "[bookwrm]", "known/debian.yaml:6:5: unowned.1.releases: there is no release bookwrm; known: bookw"),
-    ("    until: 2027-03-01\n", "", "known/debian.yaml:9:5: units.0: 'until' is missing"),
+    ("    until: 2027-03-01\n", "", "known/debian.yaml:9:5: log.0: 'until' is missing"),
     ("- paths: [/etc/c]", "- paths: [*c]", "known/debian.yaml:4:13: found undefined alias 'c'"),
 ])
 def test_a_mistake_is_told_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
