@@ -21,6 +21,7 @@ from harness.access.shell import ConnectionLost
 from harness.conntrack import plan as conntrack_plan
 from harness.conntrack_full import PROVOKED, Losses
 from harness.errors import CloudError
+from harness.kernellog import without_waits
 from harness.opensips import remote
 from harness.opensips.expectation import Events
 from harness.opensips.interface import EventInterface
@@ -43,6 +44,17 @@ def kernel(read):
 def kernel_log(host):
     """The kernel's messages since boot, as lines."""
     return host.check_output("dmesg").splitlines()
+
+
+@pytest.fixture(scope="session")
+def but_waits(host):
+    """A function of lines of the kernel's log: those without reports of stalls that an emulator brought about, and the
+    first lines of these reports."""
+    def sift(log):
+        rest, waits = without_waits(log)
+        emulated = waits and host.run("systemd-detect-virt").stdout.strip() == "qemu"
+        return (rest, waits) if emulated else (log, [])
+    return sift
 
 
 @pytest.fixture(scope="session", autouse=True)
