@@ -15,14 +15,16 @@ class Release:
     stages: tuple[str, ...]
 
 
+_ONE_PROCESS = Release(
+    cloud_init="cloud-init-main.service", ran="Completed",
+    stages=("cloud-init-local.service", "cloud-init-network.service", "cloud-config.service", "cloud-final.service"))
+"""From 24.3 on cloud-init runs its stages in one process itself."""
+
 RELEASES = {
     "bookworm": Release(
         cloud_init="cloud-init-stages.service",
         ran="cloud-init ran here: init --local, init, modules --mode=config, modules --mode=final",
         stages=("cloud-init-local.service", "cloud-init.service", "cloud-config.service", "cloud-final.service")),
-    # cloud-init from 24.3 on runs its stages in one process itself
-    "trixie": Release(
-        cloud_init="cloud-init-main.service", ran="Completed",
-        stages=("cloud-init-local.service", "cloud-init-network.service", "cloud-config.service",
-                "cloud-final.service")),
+    "trixie": _ONE_PROCESS,
+    "forky": _ONE_PROCESS,
 }

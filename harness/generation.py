@@ -75,7 +75,7 @@ _BY_DAEMON = Rule(show=f"{_OPTIONS} --nftables-status", line="Netfilter rules ch
 
 _LIBRARIES = ("libcurl4-openssl-dev", "libevent-dev", "libglib2.0-dev", "libhiredis-dev", "libiptc-dev",
               "libjson-glib-dev", "libpcap0.8-dev", "libssl-dev", "libsystemd-dev", "libwebsockets-dev",
-              "libxmlrpc-core-c3-dev", "libxtables-dev", "zlib1g-dev")
+              "libxtables-dev", "zlib1g-dev")
 
 GENERATIONS = (
     Generation(
@@ -84,7 +84,7 @@ GENERATIONS = (
         refusal="fallback disallowed",
         source=("daemon/Makefile", "iptables-extension/Makefile", "kernel-module/xt_RTPENGINE.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon", "rtpengine-iptables"),
-        libraries={"bookworm": (*_LIBRARIES, "libpcre3-dev")},
+        libraries={"bookworm": (*_LIBRARIES, "libpcre3-dev", "libxmlrpc-core-c3-dev")},
     ),
     Generation(
         first=(12,), end=(14, 1), module="xt_RTPENGINE", extension="", maker="daemon",
@@ -92,7 +92,15 @@ GENERATIONS = (
         refusal="Failed to create nftables chains or rules",
         source=("daemon/nftables.c", "kernel-module/xt_RTPENGINE.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),
-        libraries={"trixie": (*_LIBRARIES, "libmnl-dev", "libnftnl-dev", "libpcre2-dev")},
+        libraries={"trixie": (*_LIBRARIES, "libmnl-dev", "libnftnl-dev", "libpcre2-dev", "libxmlrpc-core-c3-dev")},
+    ),
+    Generation(
+        first=(14, 1), end=(27,), module="nft_rtpengine", extension="", maker="daemon",
+        rule_template=_BY_DAEMON, files=("calls", "control", "list", "status"), own_count=False,
+        refusal="Failed to create nftables chains or rules",
+        source=("daemon/nftables.c", "kernel-module/nft_rtpengine.c"),
+        packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),
+        libraries={"forky": (*_LIBRARIES, "libjwt-dev", "libpcre2-dev")},
     ),
 )
 

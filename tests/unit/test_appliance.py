@@ -85,7 +85,7 @@ def test_an_unknown_appliance_is_named_with_those_there_are(tmp_path):
     ("version: 10.5.3.5\n      sources", 'version: "10.5"\n      sources',
      'appliances.yaml:8:7: appliances.relay.rtpengine.version: "10.5" is not a full version (like 10.5.3.5)'),
     ("release: bookworm", "release: sarge",
-     "appliances.yaml:4:5: appliances.relay.release: 'sarge' is not one of ['bookworm', 'trixie']"),
+     "appliances.yaml:4:5: appliances.relay.release: 'sarge' is not one of ['bookworm', 'trixie', 'forky']"),
     ("release: bookworm", "release: bookworm\n    kernel_upgrades: never",
      "appliances.yaml:5:5: appliances.relay.kernel_upgrades: 'never' is not one of ['hold', 'follow']"),
     ("    release: bookworm\n", "",
@@ -163,7 +163,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, complaint):
 def test_a_version_of_no_known_generation(tmp_path):
     [said] = _complaints(tmp_path, GOOD.replace("10.5.3.5", "9.5.3.5"))
     assert said == ("appliances.yaml:8:7: appliances.relay.rtpengine.version: 9.5.3.5 is of no generation of RTPEngine "
-                    "that is known: 10.5 to before 12, 12 to before 14.1")
+                    "that is known: 10.5 to before 12, 12 to before 14.1, 14.1 to before 27")
 
 
 def test_packages_that_its_generation_is_made_of(tmp_path):

@@ -11,12 +11,12 @@ from harness.image.builder import Kernel
 from harness.image.sources import FetchedSource
 from tests.stand_in import write_tree
 
-OLD, MIDDLE = generation.GENERATIONS
+OLD, MIDDLE, NEW = generation.GENERATIONS
 
 
 @pytest.mark.parametrize(("version", "found"), [
     ("10.4.9.9", None), ("10.5.0.0", OLD), ("10.5.3.5", OLD), ("11.5.1.99", OLD), ("12.0.1.1", MIDDLE),
-    ("12.5.1.31", MIDDLE), ("13.5.1.1", MIDDLE), ("14.0.1.1", MIDDLE), ("14.1.1.1", None), ("26.0.1.26", None)])
+    ("12.5.1.31", MIDDLE), ("13.5.1.1", MIDDLE), ("14.0.1.1", MIDDLE), ("14.1.1.1", NEW), ("26.0.1.26", NEW), ("27.0.1.1", None)])
 def test_the_version_alone_says_which_generation_it_is_of(version: str, found: generation.Generation | None) -> None:
     assert generation.of(version) is found
 
@@ -32,19 +32,21 @@ def test_every_release_of_a_generation_is_one_that_images_are_made_of() -> None:
 
 
 def test_the_rule_of_a_family_and_table() -> None:
-    old, new = (g.rule("ip6", 3) for g in generation.GENERATIONS)
+    old, new, newest = (g.rule("ip6", 3) for g in generation.GENERATIONS)
     assert (old.show, old.line) == ("ip6tables -w -S INPUT", "-A INPUT -p udp -j RTPENGINE --id 3")
     assert old.delete == "ip6tables -w -D INPUT -p udp -j RTPENGINE --id 3"
     assert new.insert == "/usr/sbin/rtpengine --table=3 --nftables-family=ip6 --nftables-start"
     assert new.delete == "ip6tables -w -F rtpengine"
+    assert newest == new
 
 
 def test_the_generation_reaches_the_element(project: Path) -> None:
     kernel = Kernel("6", "linux-image-6", "6-1")
     described = appliance.load(project / "appliances.yaml")
     names = [f"DIB_RTPENGINE_{name}" for name in ("MODULE", "EXTENSION", "RULES")]
-    seen = [[dib.settings_of(described[name], kernel)[n] for n in names] for name in ("rtpengine", "rtpengine-12")]
-    assert seen == [["xt_RTPENGINE", "libxt_RTPENGINE.so", "unit"], ["xt_RTPENGINE", "", "daemon"]]
+    seen = [[dib.settings_of(described[name], kernel)[n] for n in names] for name in ("rtpengine", "rtpengine-12", "rtpengine-26")]
+    assert seen == [["xt_RTPENGINE", "libxt_RTPENGINE.so", "unit"], ["xt_RTPENGINE", "", "daemon"],
+                    ["nft_rtpengine", "", "daemon"]]
 
 
 def test_a_source_of_another_generation_is_refused_before_it_is_compiled(tmp_path: Path) -> None:
