@@ -67,7 +67,16 @@ sed -n 's/^ExecStart=.*/[Service]\\nExecStart=\\n& {option}/p' {unit} >{director
 {again}""", f"rm -r {directory}; {again}", red)
 
 
+RESTORE = "/usr/sbin/iptables-restore"
+KEPT_FROM_MODULE = Control("calls of user space handed to the module", f"""\
+rm {RESTORE}
+printf '#!/bin/sh\\nsed /ACCEPT/d | xtables-nft-multi iptables-restore "$@"\\n' >{RESTORE}
+chmod 755 {RESTORE}""", f"ln -sf /etc/alternatives/iptables-restore {RESTORE}", "test_nothing_injected[user-space]",
+                           green="test_nothing_injected[kernel]")
+
+
 CONTROLS = [
+    KEPT_FROM_MODULE,
     proxied(NOTHING_INJECTED, "strict source not asked for",
             'request = request.replace(b"5:flagsl13:strict sourcee", b"")'),
     configured("test_no_media_stolen", "endpoints learned with delay", LEARNING.format("delayed")),

@@ -16,7 +16,8 @@ OLD, MIDDLE, NEW = generation.GENERATIONS
 
 @pytest.mark.parametrize(("version", "found"), [
     ("10.4.9.9", None), ("10.5.0.0", OLD), ("10.5.3.5", OLD), ("11.5.1.99", OLD), ("12.0.1.1", MIDDLE),
-    ("12.5.1.31", MIDDLE), ("13.5.1.1", MIDDLE), ("14.0.1.1", MIDDLE), ("14.1.1.1", NEW), ("26.0.1.26", NEW), ("27.0.1.1", None)])
+    ("12.5.1.31", MIDDLE), ("13.5.1.1", MIDDLE), ("14.0.1.1", MIDDLE), ("14.1.1.1", NEW), ("26.0.1.26", NEW),
+    ("27.0.1.1", None)])
 def test_the_version_alone_says_which_generation_it_is_of(version: str, found: generation.Generation | None) -> None:
     assert generation.of(version) is found
 
@@ -44,7 +45,8 @@ def test_the_generation_reaches_the_element(project: Path) -> None:
     kernel = Kernel("6", "linux-image-6", "6-1")
     described = appliance.load(project / "appliances.yaml")
     names = [f"DIB_RTPENGINE_{name}" for name in ("MODULE", "EXTENSION", "RULES")]
-    seen = [[dib.settings_of(described[name], kernel)[n] for n in names] for name in ("rtpengine", "rtpengine-12", "rtpengine-26")]
+    seen = [[dib.settings_of(described[name], kernel)[n] for n in names]
+            for name in ("rtpengine", "rtpengine-12", "rtpengine-26")]
     assert seen == [["xt_RTPENGINE", "libxt_RTPENGINE.so", "unit"], ["xt_RTPENGINE", "", "daemon"],
                     ["nft_rtpengine", "", "daemon"]]
 
