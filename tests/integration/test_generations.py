@@ -1,4 +1,4 @@
-"""A relay of the generation whose daemon makes the rules: every check is green on a real server, and red where what its
+"""Relays of the generations whose daemon makes the rules: every check is green on a real server, and red where what its
 generation has to show is not there."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.real_server import Booted, work_in
 
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
-NAME = "rtpengine-12"
+NAMES = ("rtpengine-12", "rtpengine-26")
 EXTENSION = "/usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
 
 
@@ -43,9 +43,9 @@ CONTROLS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(real_settings: Settings) -> Iterator[Booted]:
-    appliance = appliances_file.select(appliances_file.load(real_settings.appliances), NAME)
+@pytest.fixture(scope="module", params=NAMES)
+def server(real_settings: Settings, request: pytest.FixtureRequest) -> Iterator[Booted]:
+    appliance = appliances_file.select(appliances_file.load(real_settings.appliances), request.param)
     host.prepare(real_settings, say=lambda text: None)
     with work_in(real_settings, appliance) as work:
         image = work.build()
@@ -74,8 +74,9 @@ def test_what_another_generation_has_to_show_is_not_here(server: Booted, tmp_pat
     content = yaml.safe_load((PROJECT / "appliances.yaml").read_text(encoding="utf-8"))
     before = content["appliances"]["rtpengine"] | {"checks": [f"{PROJECT}/tests/appliance"]}
     file = tmp_path_factory.mktemp("before") / "appliances.yaml"
-    file.write_text(yaml.safe_dump({"appliances": {NAME: before}}), encoding="utf-8")
-    described = replace(server, work=replace(server.work, appliance=appliances_file.load(file)[NAME]))
+    name = server.work.appliance.name
+    file.write_text(yaml.safe_dump({"appliances": {name: before}}), encoding="utf-8")
+    described = replace(server, work=replace(server.work, appliance=appliances_file.load(file)[name]))
     assert {"test_daemon_version", "test_iptables_extension", "test_rule_to_module[ip]", "test_rule_to_module[ip6]",
             "test_stages_share_interpreter", "test_table_added_and_deleted"} <= set(described.red())
 
