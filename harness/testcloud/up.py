@@ -93,11 +93,14 @@ def report(settings: Settings, out: TextIO) -> int:
         busy = place.busy
         print("the test cloud is being brought up" if busy else
               "the test cloud was left half up: ./inv testcloud.up begins again", file=out)
-    lines = status.of_node(place, services.cloud(addresses, volumes=settings.testcloud_volumes))
+    base = _base(place)
+    volumes = base.volumes if base else settings.testcloud_volumes
+    lines = status.of_node(place, services.cloud(addresses, volumes=volumes))
     try:
-        base = Base(**json.loads((place.state / "base.json").read_text()))
+        if base is None:
+            raise FileNotFoundError("there is no state yet")
         lines += status.of_agents(_admin(addresses, _secrets(place.directory / base.seed)), known["started"],
-                                  volumes=base.volumes)
+                                  volumes=volumes)
     except (OSError, openstack.exceptions.SDKException, keystoneauth1.exceptions.ClientException) as error:
         lines.append(status.Line("agents", False, f"not known: {error}"[:100]))
     now = time.time()
@@ -109,13 +112,18 @@ def report(settings: Settings, out: TextIO) -> int:
     return int(ExitCode.CLOUD if ill or not known.get("ready") else ExitCode.PASSED)
 
 
-def _kept(settings: Settings, place: Place, addresses: Addresses) -> Base | None:
-    """What the kept state lies on, None where there is no state. Raises HostError where it can't be used."""
+def _base(place: Place) -> Base | None:
+    """What the kept state lies on, as it was noted; None where there is no state."""
     file = place.state / "base.json"
-    if not file.exists():
+    return Base(**json.loads(file.read_text())) if file.exists() else None
+
+
+def _kept(settings: Settings, place: Place, addresses: Addresses) -> Base | None:
+    """The same. Raises HostError where it can't be used."""
+    base = _base(place)
+    if base is None:
         shutil.rmtree(place.state, ignore_errors=True)
         return None
-    base = Base(**json.loads(file.read_text()))
     if not all((place.directory / name).is_dir() for name in (base.root, base.seed)):
         raise HostError("the state of the test cloud lies on packages that are not in the cache any more",
                         hint="./inv testcloud.up --fresh throws it away and begins anew")
