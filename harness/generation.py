@@ -6,7 +6,7 @@ The generation follows from the version alone. Nobody but this module compares v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ _BY_UNIT = Rule(show="{iptables} -w -S INPUT", line=f"-A INPUT {_XTABLES}",
 _OPTIONS = "/usr/sbin/rtpengine --table={table} --nftables-family={family}"
 _BY_DAEMON = Rule(show=f"{_OPTIONS} --nftables-status", line="Netfilter rules check SUCCESSFUL",
                   insert=f"{_OPTIONS} --nftables-start", delete="{iptables} -w -F rtpengine")
+_BY_DAEMON_PER_TABLE = replace(_BY_DAEMON, delete="{iptables} -w -F rtpengine_{table}")
 
 _LIBRARIES = ("libcurl4-openssl-dev", "libevent-dev", "libglib2.0-dev", "libhiredis-dev", "libiptc-dev",
               "libjson-glib-dev", "libpcap0.8-dev", "libssl-dev", "libsystemd-dev", "libwebsockets-dev",
@@ -96,7 +97,7 @@ GENERATIONS = (
     ),
     Generation(
         first=(14, 1), end=(27,), module="nft_rtpengine", extension="", maker="daemon",
-        rule_template=_BY_DAEMON, files=("calls", "control", "list", "status"), own_count=False,
+        rule_template=_BY_DAEMON_PER_TABLE, files=("calls", "control", "list", "status"), own_count=False,
         refusal="Failed to create nftables chains or rules",
         source=("daemon/nftables.c", "kernel-module/nft_rtpengine.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),

@@ -25,7 +25,8 @@ EXTENSION = "/usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
 
 def without_rule(family: str, red: str) -> Control:
     start = f"/usr/sbin/rtpengine --table=0 --nftables-family={family} --nftables-start"
-    return Control(f"no rule for {family}", f"{family}tables -w -F rtpengine", start, red)
+    empty = f"for chain in rtpengine rtpengine_0; do {family}tables -w -F $chain 2>/dev/null || true; done"
+    return Control(f"no rule for {family}", empty, start, red)
 
 
 CONTROLS = [

@@ -38,7 +38,7 @@ def test_the_rule_of_a_family_and_table() -> None:
     assert old.delete == "ip6tables -w -D INPUT -p udp -j RTPENGINE --id 3"
     assert new.insert == "/usr/sbin/rtpengine --table=3 --nftables-family=ip6 --nftables-start"
     assert new.delete == "ip6tables -w -F rtpengine"
-    assert newest == new
+    assert newest == replace(new, delete="ip6tables -w -F rtpengine_3")
 
 
 def test_the_generation_reaches_the_element(project: Path) -> None:
