@@ -101,7 +101,8 @@ GENERATIONS = (
         refusal="Failed to create nftables chains or rules",
         source=("daemon/nftables.c", "kernel-module/nft_rtpengine.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),
-        libraries={"forky": (*_LIBRARIES, "libjwt-dev", "libpcre2-dev")},
+        libraries={"forky": (*_LIBRARIES, "libjwt-dev", "libmariadb-dev", "libncurses-dev", "libopus-dev",
+                             "libpcre2-dev")},
     ),
 )
 
