@@ -262,10 +262,13 @@ def file_of(path: Path, sha256: str, appliance: str, owner: str, run_id: str, *,
         "dialtone_sha256": sha256, "dialtone_manifest_sha256": manifest_sha256})
 
 
+# The config drive is a CD-ROM, which a q35 has on SATA unless it is told otherwise: Debian's kernels for clouds up to
+# 6.1 have no driver for that.
+_UEFI = {"hw_firmware_type": "uefi", "hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}
 _FIRMWARE: Mapping[Firmware, Mapping[str, str]] = {
     Firmware.BIOS: {},
-    Firmware.UEFI: {"hw_firmware_type": "uefi", "hw_machine_type": "q35"},
-    Firmware.SECURE_BOOT: {"hw_firmware_type": "uefi", "hw_machine_type": "q35", "os_secure_boot": "required"},
+    Firmware.UEFI: _UEFI,
+    Firmware.SECURE_BOOT: {**_UEFI, "os_secure_boot": "required"},
 }
 
 

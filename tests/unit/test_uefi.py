@@ -139,17 +139,20 @@ def test_a_server_remembers_its_firmware() -> None:
     assert Server.from_json(json.dumps(before)).firmware is Firmware.BIOS
 
 
+Q35 = {"hw_firmware_type": "uefi", "hw_machine_type": "q35", "hw_cdrom_bus": "scsi", "hw_scsi_model": "virtio-scsi"}
+
+
 @pytest.mark.parametrize(("firmware", "properties"), [
     (Firmware.BIOS, {}),
-    (Firmware.UEFI, {"hw_firmware_type": "uefi", "hw_machine_type": "q35"}),
-    (Firmware.SECURE_BOOT, {"hw_firmware_type": "uefi", "hw_machine_type": "q35", "os_secure_boot": "required"}),
+    (Firmware.UEFI, Q35),
+    (Firmware.SECURE_BOOT, {**Q35, "os_secure_boot": "required"}),
 ])
 def test_an_image_tells_a_cloud_its_firmware(tmp_path: Path, firmware: Firmware, properties: dict[str, str]) -> None:
     file = tmp_path / "image.qcow2"
     file.write_bytes(b"QFI")
     sent = glance.file_of(file, "a" * 64, "relay", "owner", "run", manifest_sha256="", min_disk=1, min_ram=64,
                           firmware=firmware)
-    names = ("hw_firmware_type", "hw_machine_type", "os_secure_boot")
+    names = (*Q35, "os_secure_boot")
     assert {k: v for k, v in sent.properties.items() if k in names} == properties
     assert sent.name == f"relay-{'a' * 12}" + ("" if firmware is Firmware.BIOS else f"-{firmware}")
 
