@@ -93,7 +93,8 @@ def missing(one: MediaStats) -> int:
     A stateful firewall before an endpoint (a router's, a security group's) refuses what comes before the endpoint has
     sent anything itself. Both ends of a call send within one packet interval, so that is one packet at most.
     """
-    between = one.expected - (one.received - one.duplicates)
+    # Packets that come seconds late look like a source that counts anew: then more are expected than were sent.
+    between = min(one.expected - (one.received - one.duplicates), one.lost)
     return between + max(0, one.lost - between - 1)
 
 

@@ -20,6 +20,8 @@ from tests.real_server import Booted, work_in
 pytestmark = [pytest.mark.root, pytest.mark.guest, pytest.mark.nightly]
 
 NAMES = ("rtpengine-12", "rtpengine-26")
+MODULE = "xt_RTPENGINE"
+"""What the generation before has."""
 EXTENSION = "/usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
 
 
@@ -78,8 +80,11 @@ def test_what_another_generation_has_to_show_is_not_here(server: Booted, tmp_pat
     name = server.work.appliance.name
     file.write_text(yaml.safe_dump({"appliances": {name: before}}), encoding="utf-8")
     described = replace(server, work=replace(server.work, appliance=appliances_file.load(file)[name]))
-    assert {"test_daemon_version", "test_iptables_extension", "test_rule_to_module[ip]", "test_rule_to_module[ip6]",
-            "test_stages_share_interpreter", "test_table_added_and_deleted"} <= set(described.red())
+    # What needs a module of that name is not run where there is none.
+    of_module = ({"test_rule_to_module[ip]", "test_rule_to_module[ip6]", "test_table_added_and_deleted"}
+                 if server.work.appliance.rtpengine.generation.module == MODULE else {"test_module_fits_kernel"})
+    assert {"test_daemon_version", "test_iptables_extension", "test_stages_share_interpreter",
+            *of_module} <= set(described.red())
 
 
 def test_all_is_green_again(server: Booted) -> None:

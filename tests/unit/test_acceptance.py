@@ -11,6 +11,7 @@ from harness.errors import CloudError, HostError
 from harness.voip.call import Call, CallResult
 from harness.voip.endpoint import Endpoint
 from harness.voip.ng import NgClient
+from harness.voip.stats import Received
 from harness.voip.traffic import Health, Traffic
 from tests.relay_double import Faults, relay_double
 
@@ -75,6 +76,15 @@ def test_growth_of_a_port_that_is_not_counted_is_none() -> None:
 def test_only_the_very_first_packet_may_be_missing(lost: tuple[int, ...], missing: int) -> None:
     result = through(Faults(lose=lambda number: number in lost))
     assert [acceptance.missing(one) for one in acceptance.directions([result])] == [missing, missing]
+
+
+def test_what_came_seconds_late_is_not_missing(whole: CallResult) -> None:
+    received = Received()
+    for number in (*range(200), *range(400, 500), *range(200, 400), *range(500, 600)):
+        received.packet(number, 160 * number, 0, 0, b"", 0)
+    assert received.restarts and received.expected > received.packets == 600
+    late = replace(whole.to_callee, sent=600, received=600, lost=0, expected=received.expected)
+    assert acceptance.missing(late) == 0
 
 
 def test_a_duplicate_makes_up_for_no_loss() -> None:
