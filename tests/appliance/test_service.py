@@ -8,6 +8,8 @@ from harness.plugin import expect
 from harness.relayoptions import outdated
 
 UNIT = "rtpengine.service"
+ROOM = 1 << 20
+"""Octets that the kernel lets a socket of the daemon hold: more than a second of a call's media, 4 KiB a packet."""
 
 
 def test_service_enabled(units, rtpengine):
@@ -43,6 +45,13 @@ def test_option_in_force(daemon, rtpengine, name, field):
     seen = daemon.option(name, "not set")
     same = (seen in {"true", "1"}) == wanted if isinstance(wanted, bool) else seen == str(wanted)
     expect(same, f"{name} = {str(wanted).lower()}", f"{name} = {seen}")
+
+
+def test_sockets_have_room(read, rtpengine):
+    """the sockets of a daemon that does not run for a second lose nothing"""
+    file = "/proc/sys/net/core/rmem_default"
+    octets = int(read(file)[file])
+    expect(octets >= ROOM, f"net.core.rmem_default = {ROOM} or more", str(octets))
 
 
 @pytest.mark.after("test_service_active")

@@ -185,6 +185,8 @@ AT_REST = [
             "test_option_in_force[endpoint-learning-endpoint_learning]", "$conf",
             "s/^log-level = .*/log-level = 7/; s/^no-fallback = .*/no-fallback = false/; s/local1/local2/; "
             "s/^port-m.*/&1/; s/^tos = .*/tos = 0/; s/^endpoint-learning = .*/endpoint-learning = delayed/"),
+    Control("test_sockets_have_room", "sysctl -q -w net.core.rmem_default=212992",
+            "sysctl -q -p /etc/sysctl.d/60-rtpengine.conf"),
     covered("test_pidfile", "/run/rtpengine/rtpengine.pid", "s/.*/1/"),
     covered("test_advertised_address", "/run/cloud-init/instance-data.json",
             '1s/{/&"rtpengine_advertised": "203.0.113.7",/'),
