@@ -15,6 +15,7 @@ import pytest
 
 from harness.appliance import Appliance
 from harness.deadline import Deadline
+from harness.firmware import Firmware
 from harness.image import gpt, ownership, unitfiles
 from harness.image.build import Image
 from harness.image.finding import expectation
@@ -282,7 +283,9 @@ def test_every_check_can_turn_red(altered: Alter, booted: Boot, real_appliance: 
         assert server.red() == []
         late = Booted(replace(server.work, appliance=out_of_date(real_appliance, tmp_path)), server.server)
         assert late.red("-k", "test_known_issues_in_date") == ["test_known_issues_in_date"]
-    seen = {check for control in (*AT_REST, OUTDATED, IN_USE, RULE_LEFT) for check in control.red.split()}
+        taken = Booted(server.work, replace(server.server, firmware=Firmware.UEFI))
+        assert taken.red("-k", "test_firmware") == ["test_firmware"]
+    seen = {check for control in (*AT_REST, OUTDATED, MACHINE_ID, IN_USE, RULE_LEFT) for check in control.red.split()}
     names = {result.id.rsplit("::", 1)[-1] for result in green}
-    seen |= {"test_known_issues_in_date", *(defect.check for defect in DEFECTS)}
+    seen |= {"test_known_issues_in_date", "test_firmware", *(defect.check for defect in DEFECTS)}
     assert names - seen == set(), "checks that nothing here turns red"
