@@ -6,7 +6,7 @@ The generation follows from the version alone. Nobody but this module compares v
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Generation:
     `own_count` says whether the counts of a port in the module's list are its own; where not, they are shared with the
     daemon, which counts there what it forwards itself, and only the total of packets in the kernel is the module's.
     `extension` is the file of the iptables extension, empty where there is none. `maker` says who makes the rules: the
-    service's `unit` before it starts the daemon, or the `daemon`. `files` are those of a forwarding table in
+    service's `unit` before it starts the daemon, or the `daemon`, which puts them into the iptables chain `chain` (with
+    `{table}` for the table; empty where the unit makes them). `files` are those of a forwarding table in
     /proc/rtpengine; `refusal` is what the daemon says last where it may not do without the module.
 
     `source` are files that its whole source has, `packages` Debian's packages that bring what the image needs of it
@@ -42,6 +43,7 @@ class Generation:
     module: str
     extension: str
     maker: str
+    chain: str
     rule_template: Rule
     files: tuple[str, ...]
     own_count: bool
@@ -56,7 +58,8 @@ class Generation:
 
     def rule(self, family: str, table: int) -> Rule:
         """That of the address family `ip` or `ip6` and the module's table."""
-        words = {"family": family, "iptables": f"{family}tables", "table": table}
+        words = {"family": family, "iptables": f"{family}tables", "table": table,
+                 "chain": self.chain.format(table=table)}
         template = self.rule_template
         return Rule(*(text.format(**words) for text in (template.show, template.line, template.insert,
                                                         template.delete)))
@@ -71,8 +74,7 @@ _BY_UNIT = Rule(show="{iptables} -w -S INPUT", line=f"-A INPUT {_XTABLES}",
                 delete=f"{{iptables}} -w -D INPUT {_XTABLES}")
 _OPTIONS = "/usr/sbin/rtpengine --table={table} --nftables-family={family}"
 _BY_DAEMON = Rule(show=f"{_OPTIONS} --nftables-status", line="Netfilter rules check SUCCESSFUL",
-                  insert=f"{_OPTIONS} --nftables-start", delete="{iptables} -w -F rtpengine")
-_BY_DAEMON_PER_TABLE = replace(_BY_DAEMON, delete="{iptables} -w -F rtpengine_{table}")
+                  insert=f"{_OPTIONS} --nftables-start", delete="{iptables} -w -F {chain}")
 
 _LIBRARIES = ("libcurl4-openssl-dev", "libevent-dev", "libglib2.0-dev", "libhiredis-dev", "libiptc-dev",
               "libjson-glib-dev", "libpcap0.8-dev", "libssl-dev", "libsystemd-dev", "libwebsockets-dev",
@@ -81,7 +83,8 @@ _LIBRARIES = ("libcurl4-openssl-dev", "libevent-dev", "libglib2.0-dev", "libhire
 GENERATIONS = (
     Generation(
         first=(10, 5), end=(12,), module="xt_RTPENGINE", extension="libxt_RTPENGINE.so", maker="unit",
-        rule_template=_BY_UNIT, files=("blist", "control", "list", "status"), own_count=True,
+        chain="", rule_template=_BY_UNIT,
+        files=("blist", "control", "list", "status"), own_count=True,
         refusal="fallback disallowed",
         source=("daemon/Makefile", "iptables-extension/Makefile", "kernel-module/xt_RTPENGINE.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon", "rtpengine-iptables"),
@@ -89,7 +92,8 @@ GENERATIONS = (
     ),
     Generation(
         first=(12,), end=(14, 1), module="xt_RTPENGINE", extension="", maker="daemon",
-        rule_template=_BY_DAEMON, files=("calls", "control", "list", "status"), own_count=False,
+        chain="rtpengine", rule_template=_BY_DAEMON,
+        files=("calls", "control", "list", "status"), own_count=False,
         refusal="Failed to create nftables chains or rules",
         source=("daemon/nftables.c", "kernel-module/xt_RTPENGINE.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),
@@ -97,7 +101,8 @@ GENERATIONS = (
     ),
     Generation(
         first=(14, 1), end=(27,), module="nft_rtpengine", extension="", maker="daemon",
-        rule_template=_BY_DAEMON_PER_TABLE, files=("calls", "control", "list", "status"), own_count=False,
+        chain="rtpengine_{table}", rule_template=_BY_DAEMON,
+        files=("calls", "control", "list", "status"), own_count=False,
         refusal="Failed to create nftables chains or rules",
         source=("daemon/nftables.c", "kernel-module/nft_rtpengine.c"),
         packages=("rtpengine-kernel-dkms", "rtpengine-daemon"),

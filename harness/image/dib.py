@@ -113,7 +113,7 @@ def settings_of(appliance: Appliance, kernel: Kernel) -> dict[str, str]:
             "DIB_RTPENGINE_LISTEN_NG": str(relay.ng_port), "DIB_RTPENGINE_LOG_LEVEL": str(relay.log_level),
             "DIB_RTPENGINE_LOG_FACILITY": relay.log_facility, "DIB_RTPENGINE_REDIS": relay.redis_endpoint,
             "DIB_RTPENGINE_MODULE": relay.generation.module, "DIB_RTPENGINE_EXTENSION": relay.generation.extension,
-            "DIB_RTPENGINE_RULES": relay.generation.maker,
+            "DIB_RTPENGINE_RULES": relay.generation.maker, "DIB_RTPENGINE_CHAIN": relay.generation.chain,
             "DIB_RTPENGINE_TOS": str(relay.tos), "DIB_RTPENGINE_ENDPOINT_LEARNING": relay.endpoint_learning,
         }
     proxy = appliance.opensips

@@ -11,6 +11,7 @@ import yaml
 
 from harness import appliance as appliances_file
 from harness import host
+from harness.generation import GENERATIONS, Generation
 from harness.levels import Level
 from harness.settings import Settings
 from tests.conftest import PROJECT
@@ -25,16 +26,12 @@ MODULE = "xt_RTPENGINE"
 EXTENSION = "/usr/lib/x86_64-linux-gnu/xtables/libxt_RTPENGINE.so"
 
 
-def without_rule(family: str, red: str) -> Control:
-    start = f"/usr/sbin/rtpengine --table=0 --nftables-family={family} --nftables-start"
-    empty = f"for chain in rtpengine rtpengine_0; do {family}tables -w -F $chain 2>/dev/null || true; done"
-    return Control(f"no rule for {family}", empty, start, red)
+def without_rule(generation: Generation, family: str, red: str) -> Control:
+    rule = generation.rule(family, 0)
+    return Control(f"no rule for {family}: {red}", rule.delete, rule.insert, red)
 
 
 CONTROLS = [
-    without_rule("ip", "test_rule_to_module[ip]"),
-    without_rule("ip6", "test_rule_to_module[ip6]"),
-    without_rule("ip", "test_forwarded_by_daemon test_forwarded_by_module"),
     Control("a chain that is left", "iptables -w -N rtpengine_left; iptables -w -A INPUT -p udp -j rtpengine_left",
             "iptables -w -D INPUT -p udp -j rtpengine_left; iptables -w -X rtpengine_left",
             "test_module_unloaded_and_loaded"),
@@ -44,6 +41,17 @@ CONTROLS = [
             "sed -i 's/^no-fallback.*/no-fallback = false/' /etc/rtpengine/rtpengine.conf; systemctl restart rtpengine",
             "cat /run/conf >/etc/rtpengine/rtpengine.conf; systemctl restart rtpengine", "test_without_module"),
 ]
+
+
+def controls(generation: Generation) -> dict[str, Control]:
+    """By name."""
+    found = [
+        without_rule(generation, "ip", "test_rule_to_module[ip]"),
+        without_rule(generation, "ip6", "test_rule_to_module[ip6]"),
+        without_rule(generation, "ip", "test_forwarded_by_daemon test_forwarded_by_module"),
+        *CONTROLS,
+    ]
+    return {control.name: control for control in found}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -56,15 +64,22 @@ def server(real_settings: Settings, request: pytest.FixtureRequest) -> Iterator[
         yield Booted(work, work.launch(work.upload(image))[0])
 
 
+def generation_of(server: Booted) -> Generation:
+    relay = server.work.appliance.rtpengine
+    assert relay
+    return relay.generation
+
+
 def test_every_check_is_green(server: Booted) -> None:
     results = server.results(level=Level.ACCEPTANCE)
     assert [(r.id, r.message) for r in results if r.red] == []
     ran = {r.id.rsplit("::", 1)[-1] for r in results if r.outcome == "passed"}
-    assert {name for control in CONTROLS for name in control.red.split()} <= ran
+    assert {name for control in controls(generation_of(server)).values() for name in control.red.split()} <= ran
 
 
-@pytest.mark.parametrize("control", CONTROLS, ids=lambda control: control.name)
-def test_control(server: Booted, control: Control) -> None:
+@pytest.mark.parametrize("name", controls(GENERATIONS[-1]))
+def test_control(server: Booted, name: str) -> None:
+    control = controls(generation_of(server))[name]
     red = control.red.split()
     functions = " or ".join({name.partition("[")[0] for name in red})
     with broken(server, control):
@@ -82,7 +97,7 @@ def test_what_another_generation_has_to_show_is_not_here(server: Booted, tmp_pat
     described = replace(server, work=replace(server.work, appliance=appliances_file.load(file)[name]))
     # What needs a module of that name is not run where there is none.
     of_module = ({"test_rule_to_module[ip]", "test_rule_to_module[ip6]", "test_table_added_and_deleted"}
-                 if server.work.appliance.rtpengine.generation.module == MODULE else {"test_module_in_extra"})
+                 if generation_of(server).module == MODULE else {"test_module_in_extra"})
     assert {"test_daemon_version", "test_iptables_extension", "test_stages_share_interpreter",
             *of_module} <= set(described.red())
 

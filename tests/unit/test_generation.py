@@ -44,11 +44,11 @@ def test_the_rule_of_a_family_and_table() -> None:
 def test_the_generation_reaches_the_element(project: Path) -> None:
     kernel = Kernel("6", "linux-image-6", "6-1")
     described = appliance.load(project / "appliances.yaml")
-    names = [f"DIB_RTPENGINE_{name}" for name in ("MODULE", "EXTENSION", "RULES")]
+    names = [f"DIB_RTPENGINE_{name}" for name in ("MODULE", "EXTENSION", "RULES", "CHAIN")]
     seen = [[dib.settings_of(described[name], kernel)[n] for n in names]
             for name in ("rtpengine", "rtpengine-12", "rtpengine-26")]
-    assert seen == [["xt_RTPENGINE", "libxt_RTPENGINE.so", "unit"], ["xt_RTPENGINE", "", "daemon"],
-                    ["nft_rtpengine", "", "daemon"]]
+    assert seen == [["xt_RTPENGINE", "libxt_RTPENGINE.so", "unit", ""], ["xt_RTPENGINE", "", "daemon", "rtpengine"],
+                    ["nft_rtpengine", "", "daemon", "rtpengine_{table}"]]
 
 
 def test_a_source_of_another_generation_is_refused_before_it_is_compiled(tmp_path: Path) -> None:
