@@ -13,4 +13,4 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> No
     deadline = Deadline(seconds)
     while not condition():
         assert not deadline.expired, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.5)
+        time.sleep(0.2)

@@ -27,6 +27,7 @@ from harness.testcloud.catalog import connect
 from harness.testcloud.config import addresses_of
 from harness.testcloud.place import Place, place_of
 from tests import small_guest
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root]
 
@@ -34,15 +35,6 @@ pytestmark = [pytest.mark.root]
 def _connection(place: Place, name: str, settings: Settings) -> Any:
     auth = yaml.safe_load(place.clouds.read_text())["clouds"][name]["auth"]
     return connect(addresses_of(settings), auth["project_name"], auth["username"], auth["password"])
-
-
-def _until(condition: Any, seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
 
 
 def test_a_user_without_rights_launches_a_server(testcloud: Place, real_settings: Settings, tmp_path: Path):
@@ -61,8 +53,8 @@ def test_a_user_without_rights_launches_a_server(testcloud: Place, real_settings
                                              networks=[{"uuid": network.id}], config_drive=True)
         server = cloud.compute.wait_for_server(server, wait=180)
         assert server.status == "ACTIVE"
-        assert _until(lambda: small_guest.GREETING in (
-            cloud.compute.get_server_console_output(server)["output"] or ""))
+        until(lambda: small_guest.GREETING in (cloud.compute.get_server_console_output(server)["output"] or ""),
+              "it boots")
         assert "10.5.0.1" in _on_node(testcloud, "sudo", "ip", "netns", "exec", f"qrouter-{router.id}",
                                       "ip", "-brief", "-4", "address")
     finally:
@@ -196,7 +188,7 @@ def test_a_dead_service_is_seen_and_down_leaves_nothing(second: Settings):
         first = place.noted("node")["pid"]
         subprocess.run(["nsenter", "--target", str(first), "--pid", "--mount", "kill", "-9",
                         str(services["nova-scheduler"]["pid"])], check=True)
-        assert _until(lambda: place.noted("services")["nova-scheduler"]["ended"], 10)
+        until(lambda: place.noted("services")["nova-scheduler"]["ended"], "its end is noted", 10)
         said = io.StringIO()
         assert up.report(second, said) == 7
         assert "nova-scheduler" in said.getvalue().splitlines()[-1] and "signal 9" in said.getvalue()
@@ -234,11 +226,11 @@ def test_what_a_killed_up_leaves_is_reaped(second: Settings, moment: float):
     process = subprocess.Popen([sys.executable, "-c", _UP, second.project, second.cache, second.runs,
                                 second.testcloud_link, second.testcloud_external], start_new_session=True)
     with _down_at_the_end(second):
-        assert _until(lambda: place.alive, 120)
+        until(lambda: place.alive, "the test cloud has begun", 120)
         time.sleep(moment)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert _until(lambda: not place.busy, 5)
+        until(lambda: not place.busy, "nobody is at work on it", 5)
         assert _left(place) != []
         assert {entry.outcome for entry in reaper.sweep(second) if entry.run_id == place.id} == {"removed"}
         assert _left(place) == []

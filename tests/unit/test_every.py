@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness import every
-from harness.deadline import Cancellable, Deadline
+from harness.deadline import Cancellable
 from harness.errors import DescriptionError, ExitCode
 from harness.every import Wanted, at_once
 from harness.levels import Level
@@ -24,6 +24,7 @@ from harness.progress import Progress
 from harness.report import matrix
 from harness.report.matrix import NOT_RUN, Row
 from harness.settings import Settings
+from tests.waiting import until
 
 APPLIANCES = """\
 appliances:
@@ -159,9 +160,7 @@ def test_an_interruption_ends_the_night_that_runs_and_begins_no_other(
     monkeypatch.setenv("nightly_relay", "wait")
 
     def stop() -> None:
-        until = time.monotonic() + 20
-        while "nightly relay local" not in calls(settings) and time.monotonic() < until:
-            time.sleep(0.1)
+        until(lambda: "nightly relay local" in calls(settings), "the first night has begun", 20)
         time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -196,10 +195,7 @@ def test_a_command_that_is_followed_is_asked_to_stop_when_who_follows_it_dies(tm
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=project) as process:
         assert process.stdout and process.stdout.readline() == b"begun\n"
         process.kill()
-    limit = Deadline(10)
-    while not gone.exists() and not limit.expired:
-        time.sleep(0.05)
-    assert gone.exists()
+    until(gone.exists, "it was asked to end", 10)
 
 
 @pytest.mark.parametrize(("builds", "cores", "gib", "number"), [

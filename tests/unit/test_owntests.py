@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 _TESTS = """
 import time
@@ -63,9 +64,7 @@ def test_stopped_tests_take_away_what_they_made(number: signal.Signals, project:
     started = subprocess.Popen([sys.executable, "-c", _STARTED, os.fspath(tmp_path)],
                                cwd=project, stdout=subprocess.PIPE, text=True)
     try:
-        limit = time.monotonic() + 30
-        while not (tmp_path / "begun").exists() and time.monotonic() < limit:
-            time.sleep(0.05)
+        until((tmp_path / "begun").exists, "the test has begun", 30)
         assert (tmp_path / "made").exists()
         started.send_signal(number)
         said, _ = started.communicate(timeout=10)
