@@ -57,6 +57,7 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
     """
     run = Run.create(settings.runs, appliance.name, cloud.name)
     run.keep = keep
+    run.facts["quiet"] = quiet
     run.facts["previous"] = progress.previous = previous_stages(settings, run)
     work = Work(settings, appliance, cloud, run, progress)
     first: DialtoneError | None = None

@@ -312,9 +312,12 @@ def together(errors: Sequence[NotReadyError], servers: int) -> NotReadyError:
 
 
 def previous_stages(settings: Settings, run: Run) -> dict[str, float]:
-    """Seconds that each stage took in the last finished run of the same appliance on the same cloud."""
+    """Seconds that each stage took in the last finished run of the same appliance on the same cloud,
+    those of single stages left out.
+    """
     for other in reversed(Run.all(settings.runs)):
-        if other.id < run.id and other.appliance == run.appliance and other.cloud == run.cloud and other.stages:
+        if (other.id < run.id and (other.appliance, other.cloud) == (run.appliance, run.cloud) and other.stages
+                and not other.facts.get("quiet")):
             return {s.name: s.seconds for s in other.stages if s.seconds is not None and s.outcome == "passed"}
     return {}
 

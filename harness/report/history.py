@@ -63,12 +63,16 @@ def last_night(report: Report) -> dict[str, float]:
 
 
 def red_since(report: Report, check_id: str) -> str | None:
-    """Id of the run since which a check is red without a break, None where it is new (or nothing is known)."""
+    """Id of the run since which a check is red without a break, None where it is new (or nothing is known).
+
+    Runs that ended before the check say nothing of it.
+    """
     since = None
     for past in reversed(report.history):
-        if check_id not in past.red:
+        if check_id in past.red:
+            since = past.id
+        elif check_id in past.ran:
             break
-        since = past.id
     return since
 
 
@@ -92,4 +96,5 @@ def _as_past(report: Report) -> Past:
         stages={s.name: s.seconds for s in report.stages if s.seconds is not None and s.outcome == "passed"},
         size=size if isinstance(size, int) else None, from_cache=bool(image.get("from_cache")),
         ready=float(ready) if isinstance(ready, int | float) else None,
+        ran=frozenset(check.id for check in report.checks),
         red=frozenset(check.id for check in report.checks if check.red), level=level_of(report.facts))

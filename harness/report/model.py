@@ -74,6 +74,7 @@ class Past:
     size: int | None
     from_cache: bool
     ready: float | None
+    ran: frozenset[str]
     red: frozenset[str]
     level: str
 
@@ -159,12 +160,16 @@ def checks(directory: Path) -> tuple[CheckResult, ...]:
 
 
 def past(run: Run, limit: int) -> tuple[Past, ...]:
-    """Up to `limit` runs before `run` with the same appliance and cloud, oldest first; unfinished ones left out."""
+    """Up to `limit` runs before `run` with the same appliance and cloud, oldest first.
+
+    Unfinished ones are left out, and those of single stages, which have no report.
+    """
     if not limit:
         return ()
     before = [other for other in Run.all(run.directory.parent)
               if other.id != run.id and other.started < run.started
-              and (other.appliance, other.cloud) == (run.appliance, run.cloud) and "exit_code" in other.facts]
+              and (other.appliance, other.cloud) == (run.appliance, run.cloud) and "exit_code" in other.facts
+              and not other.facts.get("quiet")]
     return tuple(_past(other) for other in before[max(0, len(before) - limit):])
 
 
@@ -235,12 +240,14 @@ def _past(run: Run) -> Past:
     image, server, code = (run.facts.get(name) for name in ("image", "server", "exit_code"))
     image, timings = _mapping(image), _mapping(_mapping(server).get("timings"))
     size = _number(image.get("size"))
+    found = checks(run.directory)
     return Past(
         id=run.id, started=run.started, exit_code=code if isinstance(code, int) else None,
         stages={s.name: s.seconds for s in run.stages if s.seconds is not None and s.outcome == "passed"},
         size=None if size is None else int(size), from_cache=bool(image.get("from_cache")),
         ready=_number(timings.get("ready")),
-        red=frozenset(check.id for check in checks(run.directory) if check.red), level=level_of(run.facts))
+        ran=frozenset(check.id for check in found), red=frozenset(check.id for check in found if check.red),
+        level=level_of(run.facts))
 
 
 def level_of(facts: dict[str, Any]) -> str:

@@ -60,5 +60,15 @@ def test_since_when_a_check_is_red(tmp_path: Path) -> None:
     assert red_since(report, "tests/appliance/test_clean.py::test_units") is None
 
 
+def test_runs_that_say_nothing_of_a_check_do_not_end_its_being_red(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_checks(make(tmp_path, number, exit_code=1), FIRST, redden)
+    make(tmp_path, 3, exit_code=3, stages=stages(0.0, ("host", 1.0, "failed", "")))
+    built = make(tmp_path, 4, exit_code=0, quiet=True, stages=stages(0.0, ("build", 60.0, "passed", "")))
+    report = load(make(tmp_path, 5, exit_code=1))
+    assert str(red_since(report, str(FAILURE["where"]))).endswith("-rtpengine-0001")
+    assert built.id not in {past.id for past in report.history}
+
+
 def test_a_new_failure_is_new(tmp_path: Path) -> None:
     assert red_since(load(red(tmp_path)), str(FAILURE["where"])) is None
