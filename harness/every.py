@@ -14,13 +14,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 
 from harness import appliance as appliances_file
 from harness.appliance import Appliance
+from harness.cloud.choose import choose
 from harness.deadline import Cancellable
 from harness.errors import DescriptionError, ExitCode
 from harness.image import repository
@@ -63,10 +64,18 @@ class _Told:
 
 
 def conduct(settings: Settings, wanted: Wanted, progress: Progress) -> int:
-    """All nights, and the matrix. Returns the worst exit code of them; raises DescriptionError for an unknown name."""
+    """All nights, and the matrix. Returns the worst exit code of them.
+
+    Raises DescriptionError for an unknown appliance or cloud, and where nothing can be run.
+    """
     described = appliances_file.load(settings.appliances)
     chosen = [appliances_file.select(described, name) for name in wanted.names] or list(described.values())
+    for name in wanted.clouds:
+        choose(replace(settings, cloud=name))
     rows, ready = divided(chosen, wanted)
+    if not ready:
+        raise DescriptionError("there is nothing to be run", excerpt="\n".join(
+            f"{row.appliance} is not run: {row.said}" for row in rows))
     began, start = datetime.now(UTC), time.monotonic()
     place = settings.runs / f"nights-{began:%Y%m%d-%H%M%S}"
     place.mkdir(parents=True, mode=0o750)
@@ -137,7 +146,7 @@ def _builds(settings: Settings, ready: Sequence[Appliance], wanted: Wanted, plac
         for one in group:
             def shown(text: str, name: str = one.name) -> None:
                 doing[name] = text
-                progress.detail("; ".join(f"{who}: {what}" for who, what in doing.items()))
+                progress.detail("; ".join(f"{who}: {what}" for who, what in list(doing.items())))
 
             row = _run(settings, one, settings.cloud, ["build", *(["--force"] if wanted.force else [])], place, shown,
                        limit)

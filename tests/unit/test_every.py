@@ -127,7 +127,20 @@ def test_an_unknown_name_is_a_mistake_before_anything_runs(settings: Settings) -
     assert not (settings.project / "calls").exists() and not settings.runs.exists()
 
 
+def test_an_unknown_cloud_is_a_mistake_before_anything_runs(settings: Settings) -> None:
+    with pytest.raises(DescriptionError, match="nimbus"):
+        conducted(settings, wanted("relay", clouds=("local", "nimbus")))
+    assert not (settings.project / "calls").exists() and not settings.runs.exists()
+
+
+def test_nothing_to_be_run_is_not_green(settings: Settings) -> None:
+    with pytest.raises(DescriptionError, match="nothing to be run") as error:
+        conducted(settings, wanted("proxy"))
+    assert "proxy is not run: appliances.yaml:14: " in str(error.value.excerpt)
+
+
 def test_every_cloud_has_its_night(settings: Settings) -> None:
+    (settings.project / "clouds.yaml").write_text("clouds: {far: {auth: {auth_url: 'http://127.0.0.1:9'}}}\n")
     conducted(settings, wanted("relay", clouds=("local", "far")))
     assert calls(settings) == ["build relay local", "nightly relay local", "nightly relay far"]
 
