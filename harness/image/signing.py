@@ -43,9 +43,9 @@ class Signer:
     @property
     def text(self) -> str:
         """The certificate alone, PEM."""
-        found = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n",
+        found = re.search(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----",
                           self.certificate.read_text(encoding="ascii"), re.DOTALL)
-        return found[0] if found else ""
+        return f"{found[0]}\n" if found else ""
 
     @property
     def fingerprint(self) -> str:
@@ -66,8 +66,10 @@ def signer(settings: Settings) -> Signer | None:
         if not found.text:
             raise DescriptionError(f"signing_certificate: {certificate} holds no certificate",
                                    hint="a PEM file is needed")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DescriptionError(f"signing_certificate: {certificate}: {error}") from error
+        ssl.PEM_cert_to_DER_cert(found.text)
+    except (OSError, ValueError) as error:
+        raise DescriptionError(f"signing_certificate: {certificate} can't be read: {error}",
+                               hint="a whole PEM file is needed") from error
     if found.passphrase and not re.fullmatch(r"(file|env):.+", found.passphrase):
         raise DescriptionError("signing_passphrase names neither a file nor a variable of the environment",
                                hint="file:PATH or env:NAME; never the pass phrase itself")

@@ -43,6 +43,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair(directory, "other")
     openssl("pkey", "-aes256", "-passout", f"pass:{SECRET}", "-in", directory / "good.key", "-out",
             directory / "locked.key")
+    text = (directory / "good.pem").read_text().strip()
+    (directory / "one-line-less.pem").write_text(text)
+    lines = text.splitlines()
+    (directory / "damaged.pem").write_text("\n".join([*lines[:-2], lines[-2].rstrip("=")[:-1], lines[-1]]))
     (directory / "phrase").write_text(f"{SECRET}\n")
     (directory / "wrong").write_text("open barley\n")
     for name in ("locked.key", "phrase", "wrong"):
@@ -94,6 +98,12 @@ def test_a_key_with_a_pass_phrase(who: Signing, made: Path, module: Path, passph
     assert signing.signed_by(module.read_bytes(), made / "good.pem", Deadline(60))
 
 
+def test_the_last_line_of_a_certificate_may_have_no_end(who: Signing) -> None:
+    short = who(certificate="one-line-less.pem")
+    signing.check(short)
+    assert (short.text, short.fingerprint) == (who().text, who().fingerprint)
+
+
 def test_nobody_signs_unless_the_settings_say_so(made: Path) -> None:
     assert signing.signer(Settings.load(made, {})) is None
 
@@ -111,6 +121,7 @@ def test_nobody_signs_unless_the_settings_say_so(made: Path) -> None:
     ("good.key", "", "", "signing_key is set and signing_certificate is not"),
     ("good.key", "none.pem", "", "signing_certificate: .*none.pem.*No such file"),
     ("good.key", "good.key", "", "good.key holds no certificate"),
+    ("good.key", "damaged.pem", "", "damaged.pem can't be read: .*padding"),
     ("locked.key", "good.pem", SECRET, "names neither a file nor a variable"),
     ("pkcs11:token=dialtone?pin-value=1234", "good.pem", "", "has the token's PIN in it"),
 ])
