@@ -43,14 +43,30 @@ class Kernel:
 
 
 def kernel_of(state: AptState, package: str) -> Kernel:
-    """The kernel that `package` (linux-image-cloud-amd64, or an exact one) stands for now. Raises BuildError."""
-    for line in state.closure([package]):
+    """The kernel that `package` (linux-image-cloud-amd64, or an exact one) stands for now.
+
+    Raises BuildError, HostError.
+    """
+    try:
+        brought = state.closure([package])
+    except HostError as error:
+        kernels = [name for name in state.packages("linux-image-")
+                   if not _exact(name) and not name.endswith(("-dbg", "-template")) and state.offers(name)]
+        if not kernels or package in kernels or state.offers(package):
+            raise
+        raise BuildError(f"{state.release} has no package {package}", fault=Fault.DESCRIPTION,
+                         hint=f"kernel: one of {', '.join(kernels)}, or an exact package") from error
+    for line in brought:
         name, version = line.split(" ")
-        found = re.fullmatch(r"linux-image-(\d+\.\d+\.\S*)", name)  # not linux-image-6.12-cloud-amd64, a meta package
-        if found:
+        if found := _exact(name):
             return Kernel(found[1], name, version)
     raise BuildError(f"the package {package} brings no kernel of {state.release}", fault=Fault.DESCRIPTION,
                      hint="a kernel package is named like linux-image-cloud-amd64")
+
+
+def _exact(package: str) -> re.Match[str] | None:
+    # not linux-image-6.12-cloud-amd64, which stands for the latest of a series
+    return re.fullmatch(r"linux-image-(\d+\.\d+\.\S*)", package)
 
 
 def require_headers(state: AptState, kernel: Kernel) -> None:

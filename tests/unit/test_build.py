@@ -288,6 +288,27 @@ def test_a_package_without_kernel_is_a_mistake_of_the_description(
     assert error.value.fault is Fault.DESCRIPTION
 
 
+@pytest.mark.parametrize(("package", "there", "kind"), [
+    ("linux-image-nosuch", ["linux-image-cloud-amd64", "linux-image-6.1.0-55-cloud-amd64"], BuildError),
+    ("linux-image-cloud-amd64", ["linux-image-cloud-amd64"], HostError),  # something that it depends on is missing
+    ("linux-image-cloud-amd64", [], HostError)])  # a mirror without any kernel
+def test_a_kernel_package_that_is_not_there_is_a_mistake_of_the_description(
+        state: Offering, monkeypatch: pytest.MonkeyPatch, package: str, there: list[str],
+        kind: type[BuildError | HostError]) -> None:
+    def nothing(self: Offering, packages: Sequence[str]) -> tuple[str, ...]:
+        raise HostError("bookworm can't install what is asked for")
+
+    monkeypatch.setattr(Offering, "closure", nothing)
+    monkeypatch.setattr(Offering, "packages", lambda self, prefix: [n for n in there if n.startswith(prefix)])
+    monkeypatch.setattr(Offering, "offers", lambda self, name: [Offer("1", "bookworm")] * (name in there))
+    with pytest.raises(kind) as error:
+        builder.kernel_of(state, package)
+    if kind is BuildError:
+        assert str(error.value).splitlines()[0] == "bookworm has no package linux-image-nosuch"
+        assert (error.value.fault, error.value.hint) == (
+            Fault.DESCRIPTION, "kernel: one of linux-image-cloud-amd64, or an exact package")
+
+
 @pytest.mark.parametrize(("output", "kind", "fault"), [
     ("tar: x: Cannot write: No space left on device", HostError, Fault.HOST),
     ("E: Failed to fetch http://mirror.example/x  Could not connect", BuildError, Fault.HOST),
