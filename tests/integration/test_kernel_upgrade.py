@@ -81,7 +81,17 @@ def test_a_module_that_no_kernel_has_leaves_a_system_that_boots(root: Path) -> N
     installed(root, NEW, NEW)
     kernel, said = chosen(root)
     assert kernel == NEW
-    assert said.splitlines()[-1] == f"no kernel has all modules that are loaded at boot: {NEW} is started"
+    assert said.splitlines() == [f"kernel {OLD} is not started: it has no module nowhere",
+                                 f"no kernel has all modules that are loaded at boot: {NEW} is started"]
+
+
+def test_a_module_that_no_kernel_has_lets_none_without_the_relays_be_booted(root: Path) -> None:
+    (root / "etc/modules-load.d/other.conf").write_text("nowhere\n")
+    installed(root, NEW, None)
+    kernel, said = chosen(root)
+    assert kernel == OLD
+    assert said.splitlines() == [f"kernel {NEW} is not started: it has no module nowhere {MODULE}",
+                                 f"no kernel has all modules that are loaded at boot: {OLD} is started"]
 
 
 def test_no_kernel_at_all_is_an_error(tmp_path: Path) -> None:
