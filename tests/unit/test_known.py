@@ -98,6 +98,14 @@ def test_the_projects_own_files_are_sound_for_every_appliance() -> None:
     assert {file.stem for file in (PROJECT / "known").iterdir()} <= names, "a file that no appliance reads"
 
 
+@pytest.mark.parametrize("path", [
+    "/home/debian/.netrc", "/home/debian/.aws/credentials", "/root/.ssh/config", "/run/secret",
+    "/var/cache/apt/strange", "/etc/udev/rules.d/99-strange.rules", "/etc/systemd/system-generators/strange"])
+def test_the_projects_own_files_leave_nothing_out_that_no_check_looks_for(path: str) -> None:
+    for appliance in appliances_file.load(PROJECT / "appliances.yaml").values():
+        assert known.unexpected([path], known.load(appliance).unowned)[0] == [path]
+
+
 def test_paths_are_matched_as_by_dpkg() -> None:
     entries = [KnownFile(pattern, "because", f"known/a.yaml:{n}") for n, pattern in enumerate(
         ["/usr/share/man/*", "/etc/rc?.d/*", "/usr/share/*", "/usr/gone"], start=1)]
