@@ -41,6 +41,11 @@ class Kernel:
     def headers(self) -> str:
         return f"linux-headers-{self.release}"
 
+    @property
+    def flavour(self) -> str:
+        """What its meta package is named after, like cloud-amd64."""
+        return _flavour(self.headers)
+
 
 def kernel_of(state: AptState, package: str) -> Kernel:
     """The kernel that `package` (linux-image-cloud-amd64, or an exact one) stands for now.

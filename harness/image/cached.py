@@ -32,19 +32,21 @@ def making(place: Path, run: Maker, *, replace: bool = False) -> Iterator[Path]:
     Where `place` is there by then, made by another run, it stays, unless `replace`.
     """
     part = Path(f"{place}.part-{run.id}")
-    resource = run.journal.creating(Resource("path", os.fspath(part)))
+    old = Path(f"{part}.old")
+    paths = (part, old) if replace else (part,)
+    resources = [run.journal.creating(Resource("path", os.fspath(path))) for path in paths]
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
         if replace and place.exists():
-            place.rename(Path(f"{part}.old"))
-            shutil.rmtree(f"{part}.old")
+            place.rename(old)
         if not place.exists():
             part.rename(place)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
-        run.journal.gone(resource)
+        for resource in resources:
+            shutil.rmtree(resource.name, ignore_errors=True)
+            run.journal.gone(resource)
 
 
 def used(place: Path) -> Path:

@@ -2,7 +2,7 @@
 
     <cache>/modules/<appliance>-<version of RTPEngine>/    a package repository for apt, of one directory
         rtpengine-module-<kernel>_<version>_<arch>.deb     one a kernel; brings the kernel and the module for it
-        rtpengine-module_<kernel's version>_<arch>.deb     stands for the latest kernel's
+        rtpengine-module-<flavour>_<kernel's version>_<arch>.deb    stands for the latest kernel's of a flavour
         Packages
 
 The module is compiled as that of an image is. Its package makes the boot menu again: the kernel that was passed over
@@ -12,6 +12,7 @@ for want of a module is then the next to boot.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from harness.process import run as command
 from harness.run import Run
 from harness.settings import Settings
 
-META = "rtpengine-module"
+NAME = "rtpengine-module"
 
 _AFTERWARDS = """#!/bin/sh
 set -e
@@ -62,10 +63,12 @@ def deliver(appliance: Appliance, settings: Settings, run: Run, say: Callable[[s
             shutil.copytree(place, part, dirs_exist_ok=True)
         say(f"packages for {kernel.release}")
         file = appliance.rtpengine.generation.module_path(kernel.release)
-        _packed(_module(part / "tree", artifact, file, kernel, appliance.architecture), part, deadline)
-        _packed(_meta(part / "tree", kernel, appliance.architecture), part, deadline)
+        for package in (_module(part / "tree", artifact, file, kernel, appliance.architecture),
+                        _meta(part / "tree", kernel, appliance.architecture)):
+            add(package, part, deadline)
+            shutil.rmtree(package)
         (part / "Packages").write_text(index(part))
-    return Delivered(place, kernel.release, (META, f"{META}-{kernel.release}"))
+    return Delivered(place, kernel.release, (f"{NAME}-{kernel.flavour}", f"{NAME}-{kernel.release}"))
 
 
 def control(fields: Mapping[str, str]) -> str:
@@ -94,7 +97,7 @@ def _module(tree: Path, artifact: Artifact, file: str, kernel: Kernel, architect
     scripts.mkdir()
     # A package of an exact version only: another daemon than the one that the module is of may not speak to it.
     (scripts / "control").write_text(control({
-        "Package": f"{META}-{kernel.release}", "Version": artifact.version, "Architecture": architecture,
+        "Package": f"{NAME}-{kernel.release}", "Version": artifact.version, "Architecture": architecture,
         "Depends": f"{kernel.package}, kmod, grub2-common",
         "Description": f"RTPEngine's kernel module for {kernel.release}"}))
     for name in ("postinst", "postrm"):
@@ -107,14 +110,31 @@ def _module(tree: Path, artifact: Artifact, file: str, kernel: Kernel, architect
 def _meta(tree: Path, kernel: Kernel, architecture: str) -> Path:
     (tree / "DEBIAN").mkdir(parents=True)
     (tree / "DEBIAN/control").write_text(control({
-        "Package": META, "Version": kernel.version, "Architecture": architecture,
-        "Depends": f"{META}-{kernel.release}",
-        "Description": "the latest kernel for which there is RTPEngine's module"}))
+        "Package": f"{NAME}-{kernel.flavour}", "Version": kernel.version, "Architecture": architecture,
+        "Depends": f"{NAME}-{kernel.release}",
+        "Description": "the latest kernel of its flavour for which there is RTPEngine's module"}))
     return tree
 
 
-def _packed(tree: Path, into: Path, deadline: Deadline) -> None:
-    # The same bytes for the same files, so that a server sees no change where there is none.
-    command(["dpkg-deb", "--root-owner-group", "-Zxz", "--build", tree, into], deadline=deadline,
-            env=os.environ | {"SOURCE_DATE_EPOCH": "0"})
-    shutil.rmtree(tree)
+def add(tree: Path, into: Path, deadline: Deadline) -> None:
+    """Build the package of `tree`, and put it into the directory `into`.
+
+    Where the last of its version there has another content (the module is signed now) a number is added to the version,
+    so that servers take it.
+    """
+    control_file = tree / "DEBIAN/control"
+    text = control_file.read_text()
+    name, version, architecture = (re.findall(rf"^{field}: (.*)$", text, re.MULTILINE)[0]
+                                   for field in ("Package", "Version", "Architecture"))
+    numbers = [int(found[1] or 0) for file in into.glob(f"{name}_*.deb")
+               if (found := re.fullmatch(rf"{re.escape(version)}(?:\+(\d+))?", file.name.split("_")[1]))]
+    last = max(numbers, default=0)
+    for numbered in (f"{version}+{number}" if number else version for number in (last, last + 1)):
+        control_file.write_text(text.replace(f"Version: {version}", f"Version: {numbered}"))
+        built, place = tree.with_name("built.deb"), into / f"{name}_{numbered}_{architecture}.deb"
+        # The same bytes for the same files, so that a server sees no change where there is none.
+        command(["dpkg-deb", "--root-owner-group", "-Zxz", "--build", tree, built], deadline=deadline,
+                env=os.environ | {"SOURCE_DATE_EPOCH": "0"})
+        if not place.exists() or place.read_bytes() == built.read_bytes():
+            break
+    built.rename(place)

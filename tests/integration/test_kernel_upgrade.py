@@ -104,13 +104,36 @@ def test_of_a_package_the_latest_version_is_offered(tmp_path: Path) -> None:
     for version in ("6.1.9-1", "6.1.10-1"):
         (tmp_path / "tree/DEBIAN").mkdir(parents=True)
         (tmp_path / "tree/DEBIAN/control").write_text(module.control({
-            "Package": module.META, "Version": version, "Architecture": "amd64", "Description": "a module"}))
+            "Package": "a-module", "Version": version, "Architecture": "amd64", "Description": "a module"}))
         subprocess.run(["dpkg-deb", "--build", tmp_path / "tree", tmp_path], check=True, capture_output=True)
         shutil.rmtree(tmp_path / "tree")
-    file = tmp_path / f"{module.META}_6.1.10-1_amd64.deb"
+    file = tmp_path / "a-module_6.1.10-1_amd64.deb"
     index = module.index(tmp_path)
     assert re.findall(r"^(?:Version|Filename|Size): (.*)$", index, re.M) == [
         "6.1.10-1", f"./{file.name}", str(file.stat().st_size)]
+
+
+def added(tree: Path, into: Path, content: str) -> list[str]:
+    """What is in the directory `into` with one more package of version 1-1."""
+    (tree / "DEBIAN").mkdir(parents=True, exist_ok=True)
+    (tree / "DEBIAN/control").write_text(module.control({
+        "Package": "a-module", "Version": "1-1", "Architecture": "amd64", "Description": "a module"}))
+    (tree / "module").write_text(content)
+    module.add(tree, into, Deadline(60))
+    return sorted(file.name for file in into.iterdir())
+
+
+def test_a_package_of_another_content_has_a_higher_version(tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    into.mkdir()
+    first, second, third = (f"a-module_1-1{number}_amd64.deb" for number in ("", "+1", "+2"))
+    assert added(tmp_path / "tree", into, "unsigned") == [first]
+    (tmp_path / "later").mkdir()
+    assert added(tmp_path / "later/tree", into, "unsigned") == [first]
+    for _ in range(2):
+        assert added(tmp_path / "tree", into, "signed") == sorted([first, second])
+    assert added(tmp_path / "tree", into, "unsigned") == sorted([first, second, third])
+    assert "Version: 1-1+2\n" in module.index(into)
 
 
 @dataclass(frozen=True)
@@ -174,7 +197,7 @@ def test_the_module_is_a_package_that_brings_its_kernel(delivered: module.Delive
                                                         tmp_path: Path) -> None:
     assert delivered.kernel == upgrade.new.release
     index = (delivered.directory / "Packages").read_text()
-    own = next(part for part in index.split("\n\n") if part.startswith(f"Package: {module.META}-{delivered.kernel}\n"))
+    own = next(part for part in index.split("\n\n") if part.startswith(f"Package: {delivered.packages[1]}\n"))
     assert f"Depends: {upgrade.new.package}," in own
     file = re.search(r"^Filename: (\S+)$", own, re.M)
     assert file
@@ -296,8 +319,9 @@ def test_a_real_upgrade_with_media_in_the_kernel(guest: Guest, packages: Path) -
     guest.forwards(old)
 
     guest.send(*(packages / "module").glob("*.deb"))
+    meta = f"{module.NAME}-cloud-amd64"
     both = guest.root(f"cat >>/srv/offered/Packages <<'END'\n\n{(packages / 'module/Packages').read_text()}END\n"
-                      f"apt-get -q update; apt-get -q -y install {module.META}; cat /boot/grub/grub.cfg")
+                      f"apt-get -q update; apt-get -q -y install {meta}; cat /boot/grub/grub.cfg")
     assert f"vmlinuz-{new} " in both and f"vmlinuz-{old} " not in both
     guest.reboot()
     guest.forwards(new)
