@@ -6,6 +6,7 @@ Read from appliances.yaml, validated against appliance.schema.json; every error 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -416,6 +417,7 @@ def _cross_checks(document: Document, appliance: Appliance) -> Iterable[str]:
         if (name in appliance.elements) != (name in appliance.parts()):
             yield (f"{document.at(elements)}: {_dotted(elements)}: "
                    f"the element {name} and the section {name} need each other")
+    yield from _secrets_in_addresses(document, appliance)
     if relay is None:
         if appliance.conntrack and appliance.conntrack.stateless:
             here = (*path, "conntrack", "stateless")
@@ -430,6 +432,25 @@ def _cross_checks(document: Document, appliance: Appliance) -> Iterable[str]:
             version = (*path, "rtpengine", "sources", number, "version")
             yield (f"{document.at(version)}: {_dotted(version)}: "
                    f"{source.version} is not version {relay.version} of the appliance")
+
+
+def _secrets_in_addresses(document: Document, appliance: Appliance) -> Iterable[str]:
+    """Addresses are in the manifest, the report and the lists of processes; what opens them is not to be."""
+    path = ("appliances", appliance.name)
+    relay, proxy = appliance.rtpengine, appliance.opensips
+    addresses: dict[_Path, str] = {
+        **{(*path, "rtpengine", "sources", number, "url"): source.url
+           for number, source in enumerate(relay.sources if relay else ()) if source.url},
+        **({(*path, "opensips", "repository", "url"): proxy.repository.url} if proxy and proxy.repository else {}),
+        **{(*path, "image_mirrors", key): url for key, url in (
+            ("main", appliance.image_mirror), ("security", appliance.image_security_mirror)) if url},
+    }
+    for here, address in addresses.items():
+        # A user alone is a token of http's, and who logs in of ssh's (RFC 3986, 3.2.1).
+        found = re.match(r"(https?)://[^/?#]*@|[a-z+]+://[^/?#@:]*:[^/?#@]*@", address, re.IGNORECASE)
+        if found:
+            yield (f"{document.at(here)}: {_dotted(here)}: there is a password or a token in the address; take it "
+                   "away: git and apt have files of their own for it (~/.netrc, apt_auth.conf(5))")
 
 
 def _generation_checks(document: Document, release: str, path: _Path, relay: Rtpengine) -> Iterable[str]:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,19 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, complaint):
     lines = _complaints(tmp_path, GOOD.replace(old, new, 1))
     assert lines[0].startswith(complaint), lines
     assert len(lines) == 1
+
+
+@pytest.mark.parametrize("address", ["https://oauth2:hush@git.example.org/relay.git", "https://hush@git.example.org/x",
+                                     "ssh://git:hush@git.example.org/relay.git"])
+def test_a_secret_in_an_address_is_refused_and_not_repeated(tmp_path, address):
+    text = re.sub(r"url: \S+", f"url: {address}", GOOD, count=1)
+    [said] = _complaints(tmp_path, text)
+    assert "appliances.relay.rtpengine.sources.0.url: there is a password or a token in the address" in said
+    assert "hush" not in said
+
+
+def test_who_logs_in_by_ssh_is_no_secret(tmp_path):
+    assert _load(tmp_path, re.sub(r"url: \S+", "url: ssh://git@git.example.org/relay.git", GOOD, count=1))
 
 
 def test_a_version_of_no_known_generation(tmp_path):
