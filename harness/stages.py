@@ -118,9 +118,12 @@ class Work:
 
     def module(self) -> Delivered:
         """The relay's module for the kernel of the day, as packages for servers that follow kernels."""
-        with self._stage("module") as say:
-            delivered = module.deliver(self.appliance, self.settings, self.run, say, Deadline(DEADLINES["build"]))
-            say(f"for {delivered.kernel}")
+        try:
+            with self._stage("module") as say:
+                delivered = module.deliver(self.appliance, self.settings, self.run, say, Deadline(DEADLINES["build"]))
+                say(f"for {delivered.kernel}")
+        finally:
+            self._note()
         return delivered
 
     def _note(self) -> None:

@@ -80,8 +80,7 @@ def build(appliance: Appliance, settings: Settings, run: Run, say: Callable[[str
     """
     state = _state(appliance, settings)
     state.refresh(deadline, older_than=0 if force else DAY)
-    if expired := accepted(state.releases, datetime.now(UTC)):
-        run.facts.setdefault("warnings", []).append(expired)
+    _note_age(state, run)
     aged = pins.aged(appliance, state, lambda: _state(appliance, settings, source_packages=True), deadline)
     run.facts["pins"] = [asdict(pin) | {"sentence": pin.sentence} for pin in aged]
     run.save()
@@ -123,6 +122,7 @@ def compiled(appliance: Appliance, settings: Settings, run: Run, say: Callable[[
              ) -> tuple[Kernel, Artifact]:
     """RTPEngine for the appliance's kernel of the day, without an image. Raises as build()."""
     state = packages_of_today(appliance, settings, deadline)
+    _note_age(state, run)
     kernel = builder.kernel_of(state, appliance.kernel)
     signer = _signer(settings)
     builder.require_headers(state, kernel)
@@ -139,6 +139,12 @@ def _signer(settings: Settings) -> Signer | None:
     if signer:
         signing.check(signer)
     return signer
+
+
+def _note_age(state: AptState, run: Run) -> None:
+    if expired := accepted(state.releases, datetime.now(UTC)):
+        run.facts.setdefault("warnings", []).append(expired)
+        run.save()
 
 
 def packages_of_today(appliance: Appliance, settings: Settings, deadline: Deadline) -> AptState:

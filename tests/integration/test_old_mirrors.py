@@ -160,4 +160,8 @@ def test_a_build_ends_before_it_begins_and_says_what_to_write(mirrors: AptMirror
         image_build.build(described, accepting, current, lambda text: None, Deadline(60))
     [said] = current.facts["warnings"]
     assert "nevertheless: bookworm-security 1 day ago" in said
+    of_module = Run.create(settings.runs, described.name, "local")
+    with pytest.raises(HostError, match="Unable to locate package"):
+        image_build.compiled(described, accepting, of_module, lambda text: None, Deadline(60))
+    assert of_module.facts["warnings"] == [said]
     assert run(["apt-config", "dump", "Acquire::Check-Valid-Until"]).stdout == 'Acquire::Check-Valid-Until "false";\n'
