@@ -63,10 +63,8 @@ def deliver(appliance: Appliance, settings: Settings, run: Run, say: Callable[[s
             shutil.copytree(place, part, dirs_exist_ok=True)
         say(f"packages for {kernel.release}")
         file = appliance.rtpengine.generation.module_path(kernel.release)
-        for package in (_module(part / "tree", artifact, file, kernel, appliance.architecture),
-                        _meta(part / "tree", kernel, appliance.architecture)):
-            add(package, part, deadline)
-            shutil.rmtree(package)
+        add(_module(part / "tree", artifact, file, kernel, appliance.architecture), part, deadline)
+        add(_meta(part / "tree", kernel, appliance.architecture), part, deadline)
         (part / "Packages").write_text(index(part))
     return Delivered(place, kernel.release, (f"{NAME}-{kernel.flavour}", f"{NAME}-{kernel.release}"))
 
@@ -117,7 +115,7 @@ def _meta(tree: Path, kernel: Kernel, architecture: str) -> Path:
 
 
 def add(tree: Path, into: Path, deadline: Deadline) -> None:
-    """Build the package of `tree`, and put it into the directory `into`.
+    """Make the directory `tree` a package in the directory `into`.
 
     Where the last of its version there has another content (the module is signed now) a number is added to the version,
     so that servers take it.
@@ -138,3 +136,4 @@ def add(tree: Path, into: Path, deadline: Deadline) -> None:
         if not place.exists() or place.read_bytes() == built.read_bytes():
             break
     built.rename(place)
+    shutil.rmtree(tree)
