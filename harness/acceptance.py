@@ -101,9 +101,12 @@ def missing(one: MediaStats) -> int:
 def in_words(results: Sequence[CallResult]) -> str:
     """Both directions of all calls in a line: packets sent and lost; of MOS, jitter and latency the worst."""
     every = directions(results)
+    lost = sum(missing(one) for one in every)
+    besides = sum(one.lost for one in every) - lost
     latencies = [one.latency for one in every if one.latency]
     said = [many(len(results), "call"), f"{sum(one.sent for one in every):,} packets sent",
-            f"{sum(missing(one) for one in every):,} lost", f"MOS {min(one.mos for one in every):.2f}",
+            f"{lost:,} lost" + (f" besides {many(besides, 'first or last one')}" if besides > 0 else ""),
+            f"MOS {min(one.mos for one in every):.2f}",
             f"jitter {max(one.jitter_mean for one in every):.2f} ms"]
     if latencies:
         said.append(f"latency {statistics.median(one.median for one in latencies):.2f} ms, "
@@ -127,15 +130,26 @@ def fit(results: Sequence[CallResult], health: Sequence[Health], arrived: int) -
                          hint="do the ports of the appliance (appliances.yaml) have the relay's range?")
 
 
+def reached(results: Sequence[CallResult], arrived: int) -> None:
+    """Raise CloudError where packets are missing that cannot have come to the server; `arrived` as in fit().
+
+    Where other packets make up for them, nobody can tell.
+    """
+    every = directions(results)
+    sent = sum(one.sent for one in every)
+    if arrived < sent and any(map(missing, every)):
+        raise CloudError(f"packets were lost on the way to the server: {sent:,} were sent, and its network interface "
+                         f"received {arrived:,} of any kind")
+
+
 def cause(results: Sequence[CallResult], arrived: int, relayed: int) -> str:
     """Where packets were lost; `arrived` as in fit(), `relayed` is how many RTP packets the relay counted."""
     sent, lost = (sum(getattr(one, name) for one in directions(results)) for name in ("sent", "lost"))
-    if arrived < sent:
-        return f"the server's network interface received only {arrived:,} packets"
     before = max(sent - relayed, 0)
     places = [f"{count:,} {where}" for count, where in (
-        (before, "came to the server, and not to the relay"), (lost - before, "were lost behind it")) if count > 0]
-    return f"the relay counted {relayed:,} of {sent:,} packets: {'; '.join(places)}"
+        (before, "were lost before it"), (lost - before, "were lost behind it")) if count > 0]
+    return (f"the relay counted {relayed:,} of {sent:,} packets: {'; '.join(places)}; the server's network interface "
+            f"received {arrived:,} of any kind")
 
 
 def past_module(ports: Iterable[int]) -> list[str]:

@@ -68,6 +68,7 @@ def test_ten_calls(conversation, seen):
 
 def without_loss(results, health, arrived, relayed, seen):
     acceptance.fit(results, health, arrived)
+    acceptance.reached(results, arrived)
     said = acceptance.in_words(results)
     seen("; ".join([said, *(one.limit for one in health if one.limit)]))
     lost = sum(acceptance.missing(one) for one in acceptance.directions(results))

@@ -95,6 +95,7 @@ def test_redis_hangs(host, put_back, kept_again, settled, patience, switchboard,
         again = kept_again()  # before the calls end: the end of one that Redis does not hear of stays there
     came = arrived() - came
     acceptance.fit(results, [health], came)
+    acceptance.reached(results, came)
     every = acceptance.directions(results)
     lost, gap = sum(map(acceptance.missing, every)), max(one.longest_gap for one in every) / 1000
     said = (f"without an answer of Redis {many(len(calls), 'call')} set up in {seconds:.1f} s, {lost:,} of their "

@@ -147,6 +147,7 @@ def test_sip_media(telephony, seen):
     """calls by SIP carry media both ways through the relay, nothing is lost"""
     all_taken_up(telephony)
     acceptance.fit(telephony.results, telephony.health, telephony.arrived)
+    acceptance.reached(telephony.results, telephony.arrived)
     directions = acceptance.directions(telephony.results)
     relayed, sent = sum(telephony.relayed), sum(one.sent for one in directions)
     said = acceptance.in_words(telephony.results)

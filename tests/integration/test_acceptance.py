@@ -73,13 +73,14 @@ def test_a_relay_that_does_not_answer_is_not_the_images_failure(server: Booted) 
     assert "no call can be placed: the relay at" in next(r.seen for r in results if r.outcome == "error")
 
 
-@pytest.mark.parametrize("family, hook, why", [
-    ("inet", "output", "could not be sent (EPERM)"), ("bridge", "output", "no media reached the server")])
-def test_media_that_never_gets_to_the_server_is_not_the_images_failure(server: Booted, family: str, hook: str,
+@pytest.mark.parametrize("family, verdict, why", [
+    ("inet", "drop", "could not be sent (EPERM)"), ("bridge", "drop", "no media reached the server"),
+    ("bridge", "numgen inc mod 3 == 0 drop", "packets were lost on the way to the server")])
+def test_media_that_never_gets_to_the_server_is_not_the_images_failure(server: Booted, family: str, verdict: str,
                                                                        why: str) -> None:
     """Stopped by this host's own firewall, which the sender is told, and on the way, which it is not."""
-    with ruled(server, f"table {family} acceptance {{ chain media {{ type filter hook {hook} priority 0; "
-                       "udp dport 30000-40000 drop; }; }", f"{family} acceptance"):
+    with ruled(server, f"table {family} acceptance {{ chain media {{ type filter hook output priority 0; "
+                       f"udp dport 30000-40000 {verdict}; }}; }}", f"{family} acceptance"):
         [result] = server.results("-k", "test_one_call", level=Level.ACCEPTANCE)
     assert (result.outcome, why in result.seen) == ("error", True), result
 
