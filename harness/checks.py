@@ -16,7 +16,7 @@ from harness.access.shell import ConnectionLost
 from harness.appliance import Appliance
 from harness.cloud import Server
 from harness.deadline import Deadline
-from harness.errors import CheckFailed, CloudError, DescriptionError, DialtoneError, Fault
+from harness.errors import CheckFailed, CloudError, DescriptionError, DialtoneError, Fault, HostError
 from harness.levels import Level
 from harness.process import CommandTimedOut, run_logged
 from harness.process import run as run_command
@@ -84,11 +84,13 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
 
 
 def verdict(results: Sequence[CheckResult], phase: str) -> DialtoneError | None:
-    """What red results come to: the image's fault as soon as one of them is; None where none is red."""
+    """What red results come to: the image's fault as soon as one of them is, this host's where all are, else the
+    cloud's; None where none is red."""
     red = [result for result in results if result.red]
     if any(result.fault is Fault.IMAGE for result in red):
         return CheckFailed(f"checks failed: {phase}")
-    return CloudError(f"{many(len(red), 'check')} could not be carried out: {phase}") if red else None
+    kind = HostError if all(result.fault is Fault.HOST for result in red) else CloudError
+    return kind(f"{many(len(red), 'check')} could not be carried out: {phase}") if red else None
 
 
 def read(results: Path) -> list[CheckResult]:

@@ -393,7 +393,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def _blank_entry(state: Session) -> dict[str, Any]:
     return {"id": "", "title": "", "group": "", "phase": state.phase, "server": state.server.name,
             "outcome": "passed", "seconds": 0.0, "expected": "", "seen": "", "because": "", "console": [],
-            "message": "", "reason": "", "figures": [], "series": []}
+            "message": "", "reason": "", "figures": [], "series": [], "blamed": ""}
 
 
 def _blank(item: pytest.Item) -> dict[str, Any]:
@@ -415,7 +415,7 @@ def _explain(error: BaseException, info: pytest.ExceptionInfo[BaseException]) ->
         return {"expected": error.expected, "seen": error.seen, "because": error.because, "console": error.console,
                 "message": str(error)}
     if isinstance(error, DialtoneError):
-        return {"seen": error.message, "message": str(error)}
+        return {"seen": error.message, "message": str(error), "blamed": error.fault if _infrastructure(error) else ""}
     if isinstance(error, AssertionError):
         return {"message": info.exconly().removeprefix("AssertionError: ")}
     last = info.traceback[-1]

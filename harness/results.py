@@ -38,7 +38,8 @@ class CheckResult:
 
     `expected`, `seen`, `because` and `console` (lines) explain a failure, `message` is what pytest had to say,
     `reason` why it was skipped; `seconds` covers set-up and tear-down. `seen` of one that passed is what it measured in
-    words, `figures` and `series` are it in numbers: of one that is red, what it had until then.
+    words, `figures` and `series` are it in numbers: of one that is red, what it had until then. `blamed` is the
+    harness.errors.Fault that an error named, empty where it named none.
     """
 
     id: str
@@ -56,6 +57,7 @@ class CheckResult:
     reason: str = ""
     figures: tuple[Figure, ...] = ()
     series: tuple[Series, ...] = ()
+    blamed: str = ""
 
     @property
     def red(self) -> bool:
@@ -64,7 +66,9 @@ class CheckResult:
     @property
     def fault(self) -> Fault:
         """Whose fault a red one is: a check that could not be carried out says nothing about the image."""
-        return Fault.CLOUD if self.outcome == "error" else Fault.IMAGE
+        if self.outcome != "error":
+            return Fault.IMAGE
+        return Fault(self.blamed) if self.blamed in set(Fault) else Fault.CLOUD
 
     def again(self, level: str) -> str:
         """The command that repeats it, in all its variants, at the level that it ran at."""

@@ -195,7 +195,7 @@ def _check(entry: dict[str, Any], phase: str) -> CheckResult:
         console=tuple(lines(entry.get("console"))), message=words(entry.get("message")),
         reason=words(entry.get("reason")),
         figures=tuple(figure for one in _entries(entry.get("figures")) if (figure := _figure(one))),
-        series=tuple(_series(one) for one in _entries(entry.get("series"))))
+        series=tuple(_series(one) for one in _entries(entry.get("series"))), blamed=words(entry.get("blamed")))
 
 
 def _figure(entry: dict[str, Any]) -> Figure | None:

@@ -12,7 +12,7 @@ from harness import appliance as appliances_file
 from harness import checks
 from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.deadline import Deadline
-from harness.errors import DescriptionError
+from harness.errors import DescriptionError, Fault, HostError
 from harness.levels import Level
 from harness.resources import REMOVERS, processes_with
 from harness.results import CheckResult, Figure, Series
@@ -130,6 +130,18 @@ def test_what_is_not_the_images_fault_is_an_error(run: Run) -> None:
         ''')
     assert [r.outcome for r in results] == ["error", "failed", "error"]
     assert 'errors="2" failures="1"' in (run.directory / "junit-first-boot.xml").read_text()
+
+
+def test_an_error_of_this_host_is_told_as_this_hosts(run: Run) -> None:
+    results = check(run, '''
+        from harness.errors import HostError
+
+        def test_media():
+            raise HostError("5 packets found no room in this process's sockets")
+        ''')
+    assert [(r.outcome, r.fault) for r in results] == [("error", Fault.HOST)]
+    verdict = checks.verdict(results, "first boot")
+    assert isinstance(verdict, HostError) and verdict.exit_code == 3
 
 
 def test_what_a_fixture_finds_at_fault_is_a_failure(run: Run) -> None:
@@ -409,3 +421,12 @@ def test_only_a_check_that_failed_is_held_against_the_image(outcomes: list[str],
     results = [CheckResult(str(n), "", "", "first boot", "server1", outcome, 0.0) for n, outcome in enumerate(outcomes)]
     verdict = checks.verdict(results, "first boot")
     assert (verdict.exit_code if verdict else None) == code
+
+
+@pytest.mark.parametrize(("blamed", "code"), [
+    (["host", "host"], 3), (["host", "cloud"], 7), (["host", ""], 7), (["cloud"], 7)])
+def test_errors_are_this_hosts_where_all_of_them_are(blamed: list[str], code: int) -> None:
+    results = [CheckResult(str(n), "", "", "first boot", "server1", "error", 0.0, blamed=one)
+               for n, one in enumerate(blamed)]
+    verdict = checks.verdict(results, "first boot")
+    assert verdict and verdict.exit_code == code

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.errors import Fault
 from harness.report.explain import block, summary, text
 from harness.report.model import Failure, load
 from harness.report.verdict import Outcome, Verdict, judge
@@ -141,6 +142,13 @@ def test_a_check_that_broke_is_not_the_image_s_fault(tmp_path: Path) -> None:
     write_checks(run, FIRST, redden("test_units", outcome="error", message="ssh: connection reset"))
     assert verdict(run).outcome is Outcome.BLOCKED
     assert text(run).startswith("ERROR ")
+
+
+@pytest.mark.parametrize(("blamed", "fault"), [("host", Fault.HOST), ("", Fault.CLOUD), ("moon", Fault.CLOUD)])
+def test_a_check_that_broke_names_whose_fault_it_said_it_was(tmp_path: Path, blamed: str, fault: Fault) -> None:
+    run = make(tmp_path, 1, exit_code=3)
+    write_checks(run, FIRST, redden("test_units", outcome="error", message="no room", blamed=blamed))
+    assert verdict(run).failures[0].fault is fault
 
 
 def test_a_red_finding_on_disk(tmp_path: Path) -> None:
