@@ -84,13 +84,16 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
 
 
 def verdict(results: Sequence[CheckResult], phase: str) -> DialtoneError | None:
-    """What red results come to: the image's fault as soon as one of them is, this host's where all are, else the
-    cloud's; None where none is red."""
+    """What red results come to: the image's fault as soon as one of them is, else the description's likewise, this
+    host's where all are, else the cloud's; None where none is red."""
     red = [result for result in results if result.red]
     if any(result.fault is Fault.IMAGE for result in red):
         return CheckFailed(f"checks failed: {phase}")
+    said = f"{many(len(red), 'check')} could not be carried out: {phase}"
+    if any(result.fault is Fault.DESCRIPTION for result in red):
+        return DescriptionError(said)
     kind = HostError if all(result.fault is Fault.HOST for result in red) else CloudError
-    return kind(f"{many(len(red), 'check')} could not be carried out: {phase}") if red else None
+    return kind(said) if red else None
 
 
 def read(results: Path) -> list[CheckResult]:

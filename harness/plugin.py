@@ -1,7 +1,8 @@
 """The pytest plugin of appliance checks: fixtures that reach the server, and an explanation for every failure.
 
 A check is a test whose docstring's first line is its title. It fails by expect(), by raising Mismatch, or by a plain
-assert. What is not the image's fault (the connection, the cloud, this host) makes it an error, never a failure.
+assert, in its body or a fixture. What is not the image's fault (the connection, the cloud, this host, the description)
+makes it an error, never a failure.
 """
 
 from __future__ import annotations
@@ -342,10 +343,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]
     # The first to fail says why: the relay that a check found dead can't delete its calls afterwards either.
     elif report.failed and call.excinfo is not None and entry["outcome"] not in {"failed", "error"}:
         error = call.excinfo.value
-        if _infrastructure(error):
+        if _not_the_image(error):
             # JUnit and pytest's own summary call it an error, not a failure, when it is not from the call.
             report.when = "setup"
-        elif isinstance(error, Mismatch | DialtoneError) and report.when == "setup":
+        elif isinstance(error, AssertionError | DialtoneError) and report.when == "setup":
             # What a fixture measured on behalf of several checks is the image's as much as what a check does.
             report.when = "call"
         entry["outcome"] = "failed" if report.when == "call" else "error"
@@ -415,15 +416,15 @@ def _explain(error: BaseException, info: pytest.ExceptionInfo[BaseException]) ->
         return {"expected": error.expected, "seen": error.seen, "because": error.because, "console": error.console,
                 "message": str(error)}
     if isinstance(error, DialtoneError):
-        return {"seen": error.message, "message": str(error), "blamed": error.fault if _infrastructure(error) else ""}
+        return {"seen": error.message, "message": str(error), "blamed": error.fault if _not_the_image(error) else ""}
     if isinstance(error, AssertionError):
         return {"message": info.exconly().removeprefix("AssertionError: ")}
     last = info.traceback[-1]
     return {"message": f"{info.exconly()} ({Path(last.path).name}:{last.lineno + 1})"}
 
 
-def _infrastructure(error: BaseException) -> bool:
-    return isinstance(error, DialtoneError) and error.fault in {Fault.CLOUD, Fault.HOST}
+def _not_the_image(error: BaseException) -> bool:
+    return isinstance(error, DialtoneError) and error.fault is not Fault.IMAGE
 
 
 def _name(item: pytest.Item) -> str:

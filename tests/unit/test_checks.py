@@ -167,6 +167,39 @@ def test_what_a_fixture_finds_at_fault_is_a_failure(run: Run) -> None:
     assert 'errors="0" failures="2"' in (run.directory / "junit-first-boot.xml").read_text()
 
 
+def test_a_plain_assert_of_a_fixture_is_a_failure(run: Run) -> None:
+    results = check(run, '''
+        @pytest.fixture
+        def configured():
+            assert 1 == 2, "Unexpected exit code 1 for a command"
+
+        def test_configured(configured):
+            pass
+        ''')
+    assert [(r.outcome, r.fault) for r in results] == [("failed", Fault.IMAGE)]
+    assert "Unexpected exit code 1" in results[0].message
+    assert 'errors="0" failures="1"' in (run.directory / "junit-first-boot.xml").read_text()
+
+
+def test_a_mistake_in_the_description_is_told_as_the_descriptions(run: Run) -> None:
+    results = check(run, '''
+        from harness.errors import DescriptionError
+
+        @pytest.fixture
+        def known():
+            raise DescriptionError("known/relay.yaml:3: no such field")
+
+        def test_by_itself():
+            raise DescriptionError("known/relay.yaml:3: no such field")
+
+        def test_by_a_fixture(known):
+            pass
+        ''')
+    assert [(r.outcome, r.fault) for r in results] == [("error", Fault.DESCRIPTION)] * 2
+    verdict = checks.verdict(results, "first boot")
+    assert isinstance(verdict, DescriptionError) and verdict.exit_code == 2
+
+
 def test_what_fails_first_says_why(run: Run) -> None:
     results = check(run, '''
         from harness.errors import HostError
@@ -424,8 +457,9 @@ def test_only_a_check_that_failed_is_held_against_the_image(outcomes: list[str],
 
 
 @pytest.mark.parametrize(("blamed", "code"), [
-    (["host", "host"], 3), (["host", "cloud"], 7), (["host", ""], 7), (["cloud"], 7)])
-def test_errors_are_this_hosts_where_all_of_them_are(blamed: list[str], code: int) -> None:
+    (["host", "host"], 3), (["host", "cloud"], 7), (["host", ""], 7), (["cloud"], 7),
+    (["host", "description", "cloud"], 2)])
+def test_errors_are_the_descriptions_where_one_is_and_this_hosts_where_all_are(blamed: list[str], code: int) -> None:
     results = [CheckResult(str(n), "", "", "first boot", "server1", "error", 0.0, blamed=one)
                for n, one in enumerate(blamed)]
     verdict = checks.verdict(results, "first boot")
