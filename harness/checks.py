@@ -39,7 +39,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     Writes checks-<phase>.jsonl, junit-<phase>.xml and checks-<phase>.log below the run's directory. A pytest that
     does not come to its end adds a result with outcome error. Raises DescriptionError where there is no such check.
     """
-    slug = phase.replace(" ", "-")
+    slug = _slug(phase)
     results = run.directory / f"checks-{slug}.jsonl"
     junit = run.directory / f"junit-{slug}.xml"
     for path in (results, junit):
@@ -83,6 +83,13 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     return found
 
 
+def discard(run: Run, phase: str) -> None:
+    """Remove what run_checks() left of `phase` below the run's directory, if there is anything."""
+    slug = _slug(phase)
+    for name in (f"checks-{slug}.jsonl", f"junit-{slug}.xml", f"checks-{slug}.log", f"checks-{slug}.context.json"):
+        (run.directory / name).unlink(missing_ok=True)
+
+
 def verdict(results: Sequence[CheckResult], phase: str) -> DialtoneError | None:
     """What red results come to: the image's fault as soon as one of them is, else the description's likewise, this
     host's where all are, else the cloud's; None where none is red."""
@@ -123,6 +130,10 @@ def live_conntrack(run: Run, server: Server) -> dict[str, str]:
         raise ConnectionLost(f"the live values of {server.name} can't be read", excerpt=done.stdout.strip() or None)
     return {f"net.netfilter.{name}": value for name, value
             in re.findall(r"^/proc/sys/net/netfilter/(nf_conntrack_\w+):(.*)$", done.stdout, re.MULTILINE)}
+
+
+def _slug(phase: str) -> str:
+    return phase.replace(" ", "-")
 
 
 def _paths(appliance: Appliance) -> list[Path]:

@@ -234,8 +234,12 @@ class Work:
 
     def check(self, server: Server, selection: Sequence[str] = (), level: Level = Level.BASIC
               ) -> DialtoneError | None:
-        """Run the appliance's checks on a server; what they come to, None when all passed."""
+        """Run the appliance's checks on a server; what they come to, None when all passed.
+
+        What checks after an earlier reboot found is removed: they were of a server as it was before these.
+        """
         with self._stage("check") as say:
+            checks.discard(self.run, AFTER_REBOOT)
             return self._check(server, FIRST_BOOT, selection, level, say)
 
     def reboot(self, server: Server, level: Level = Level.BASIC) -> DialtoneError | None:

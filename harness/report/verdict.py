@@ -10,6 +10,7 @@ from harness.errors import ExitCode, Fault
 from harness.report.model import Failure, Report, level_of
 from harness.report.text import clip, words
 from harness.results import CheckResult
+from harness.run import Stage
 from harness.units import many
 
 
@@ -98,11 +99,19 @@ def _failures(report: Report) -> Iterable[Failure]:
     known = [*report.told, *derived]
     fault = _fault_of_exit(report)
     if not known:
-        # Of a kept server's checks those of the last time count.
-        last = {stage.name: stage for stage in report.stages}.values()
         known = [Failure(stage.detail or f"{stage.name} failed and said nothing", (stage.name,), fault=fault)
-                 for stage in last if stage.outcome == "failed"]
+                 for stage in _last(report.stages) if stage.outcome == "failed"]
     return _by_cause(_once(failure if failure.fault else replace(failure, fault=fault) for failure in known))
+
+
+def _last(stages: Iterable[Stage]) -> Iterable[Stage]:
+    """The stages that count: of a kept server's checks those of the last time, and a reboot only after them."""
+    last: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.name == "check":
+            last.pop("reboot", None)
+        last[stage.name] = stage
+    return last.values()
 
 
 def _once(failures: Iterable[Failure]) -> Iterable[Failure]:

@@ -187,6 +187,16 @@ def test_a_kept_run_is_judged_like_any(tmp_path: Path) -> None:
     assert verdict(run).exit_code == 1
 
 
+@pytest.mark.parametrize(("names", "outcome"), [
+    (("check", "reboot", "check"), Outcome.PASSED), (("check", "reboot"), Outcome.FAILED),
+    (("check", "reboot", "check", "reboot"), Outcome.FAILED)])
+def test_a_reboot_before_the_last_checks_does_not_count(tmp_path: Path, names: tuple[str, ...], outcome: Outcome
+                                                        ) -> None:
+    entries = [(name, 4.0, "failed" if name == "reboot" else "passed", "") for name in names]
+    run = make(tmp_path, 1, exit_code=int(outcome is Outcome.FAILED), stages=stages(0.0, *entries))
+    assert verdict(run).outcome is outcome
+
+
 def test_an_explanation_is_bounded() -> None:
     shown = block(Failure("a title\nwith a break", seen="y" * 5000,
                           console=tuple(f"line {n}" for n in range(100)), fault="image"))
