@@ -28,6 +28,10 @@ _PROJECT = Path(__file__).resolve().parent.parent
 _WITHOUT = ("-p", "no:pytest11.testinfra", "-p", "no:hypothesispytest", "-p", "no:cacheprovider")
 """Plugins that are in the way: the first brings a `host` of its own, the second takes 0.8 s of CPU time to load."""
 
+CLEAN_UP = 60.0
+"""Seconds that pytest has, once it is asked to end, to hang up calls and to put back over SSH what checks changed: a
+command takes many of them on a busy emulated server."""
+
 _PASSED, _FAILED, _NO_CHECKS = 0, 1, 5
 """pytest's exit codes; all others mean that it did not come to its end."""
 
@@ -59,6 +63,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     code = None
     try:
         done = run_logged(argv, run.directory / f"checks-{slug}.log", deadline=deadline, cwd=base, check=False,
+                          patience=CLEAN_UP,
                           env={**os.environ, "PYTHONPATH": os.fspath(_PROJECT)},
                           on_line=lambda line: say(_progress(read(results))))
         code = done.returncode

@@ -18,7 +18,7 @@ from harness.deadline import Deadline
 from harness.errors import HostError
 
 PATIENCE = 5.0
-"""Seconds between SIGTERM and SIGKILL."""
+"""Seconds between SIGTERM and SIGKILL, for what has nothing to put back."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What asks a program to stop: Ctrl-C, a service manager, a terminal that closes."""
 _PR_SET_PDEATHSIG = 1
@@ -103,11 +103,13 @@ def run_logged(
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
     check: bool = True,
+    patience: float | None = None,
 ) -> Completed:
     """Run a long command; every line goes to `log` (appended) and to `on_line` as it comes.
 
     The log ends with `exit code: N`, or with why the command was ended. `stdout` of the result holds
-    the last 200 lines. Raises as run().
+    the last 200 lines. Raises as run(). At the deadline and on any exception it has `patience` seconds to end by itself
+    (as end_group()); a further Ctrl-C kills it at once.
     """
     args = tuple(os.fspath(a) for a in argv)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +130,7 @@ def run_logged(
             out.write(f"ended: {type(error).__name__}\n")
             raise
         finally:
-            end_group(process)
+            end_group(process, patience)
         if timed_out:
             out.write(f"ended: no result within {deadline.seconds:.0f} s\n")
             raise CommandTimedOut(f"{Path(args[0]).name} did not end within {deadline.seconds:.0f} s",
@@ -209,19 +211,23 @@ def _spawn(args: tuple[str, ...], *, env: Mapping[str, str] | None, cwd: Path | 
                             preexec_fn=partial(_die_with, os.getpid(), last))
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the process group that `process` leads: SIGTERM, then SIGKILL after PATIENCE."""
-    if process.poll() is None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(process.pid, number)
-                process.wait(timeout=PATIENCE)
-                break
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    if process.stdout:
-        process.stdout.close()
+def end_group(process: subprocess.Popen[bytes], patience: float | None = None) -> None:
+    """End what is left of the process group that `process` leads: SIGTERM, then SIGKILL after `patience` seconds
+    (PATIENCE where None), or at once on an exception meanwhile, Ctrl-C say, which goes on."""
+    try:
+        if process.poll() is None:
+            for number, most in ((signal.SIGTERM, PATIENCE if patience is None else patience),
+                                 (signal.SIGKILL, PATIENCE)):
+                try:
+                    os.killpg(process.pid, number)
+                    process.wait(timeout=most)
+                    break
+                except ProcessLookupError:
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        if process.stdout:
+            process.stdout.close()

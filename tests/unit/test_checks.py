@@ -4,12 +4,13 @@ import json
 import os
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness import appliance as appliances_file
-from harness import checks
+from harness import checks, process
 from harness.cloud import Gateway, Route, RouteKind, Server
 from harness.deadline import Deadline
 from harness.errors import DescriptionError, Fault, HostError
@@ -35,14 +36,14 @@ def run(tmp_path: Path) -> Run:
 
 
 def check(run: Run, source: str, *selection: str, seconds: float = 60,
-          level: Level = Level.BASIC, routes: tuple[Route, ...] = ROUTES) -> list[CheckResult]:
+          level: Level = Level.BASIC, routes: tuple[Route, ...] = ROUTES,
+          say: Callable[[str], None] = lambda text: None) -> list[CheckResult]:
     base = run.directory.parent.parent
     (base / "checks" / "test_it.py").write_text(
         '"""Group of checks."""\nimport pytest\nfrom harness.plugin import expect\n' + textwrap.dedent(source))
     described = appliances_file.load(base / "appliances.yaml")["relay"]
     server = Server("server1", "id", "debian", "192.0.2.1", "", routes, base / "console.log")
-    return checks.run_checks(run, server, described, "first boot", lambda text: None, Deadline(seconds), selection,
-                             level)
+    return checks.run_checks(run, server, described, "first boot", say, Deadline(seconds), selection, level)
 
 
 def test_every_outcome_is_told_with_its_reasons(run: Run) -> None:
@@ -446,6 +447,34 @@ def test_a_pytest_that_does_not_come_to_its_end_is_an_error(run: Run, source: st
 def test_checks_that_never_end_are_an_error_at_the_deadline(run: Run) -> None:
     last = check(run, "import time\ndef test_long():\n    time.sleep(60)\n", seconds=2)[-1]
     assert last.outcome == "error" and "within 2 s" in last.message
+
+
+def test_checks_that_are_interrupted_have_the_time_to_put_back_what_they_changed(
+        run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.1)
+
+    def interrupt(text: str) -> None:
+        if text.startswith("1 done"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(run, """
+            import time
+            from pathlib import Path
+
+            @pytest.fixture(scope="session")
+            def changed():
+                yield
+                time.sleep(1)
+                Path("put-back").touch()
+
+            def test_short(changed):
+                pass
+
+            def test_long():
+                time.sleep(60)
+            """, say=interrupt)
+    assert (run.directory.parent.parent / "put-back").exists()
 
 
 @pytest.mark.parametrize(("outcomes", "code"), [

@@ -81,6 +81,36 @@ def test_a_command_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
     assert log.read_text() == "ready\nended: no result within 0 s\n"
 
 
+TIDY = "trap 'sleep 0.6; echo tidy >%s; exit' TERM; echo ready; while :; do sleep 0.05; done"
+
+
+def test_a_command_with_something_to_put_back_has_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "PATIENCE", 0.1)
+    put_back = tmp_path / "put-back"
+    with pytest.raises(CommandTimedOut):
+        run_logged(["sh", "-c", TIDY % put_back], tmp_path / "log", deadline=Deadline(0.5), patience=20)
+    assert put_back.exists()
+
+
+def test_a_second_interrupt_kills_what_is_still_putting_back(tmp_path):
+    token, begin = _sleeper(tmp_path), time.monotonic()
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            run_logged(["sh", "-c", f"trap '' TERM; echo ready; while :; do sleep {token}; done"], tmp_path / "log",
+                       deadline=Deadline(60), patience=60)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+    assert time.monotonic() - begin < 20
+    assert _gone(token)
+
+
 def test_a_logged_command_tells_every_line_and_how_it_ended(tmp_path):
     log, seen = tmp_path / "new" / "log", []
     result = run_logged(["sh", "-c", "echo one; printf 'two\\r\\nthree'"], log, deadline=Deadline(20),
