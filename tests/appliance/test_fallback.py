@@ -12,9 +12,6 @@ pytestmark = pytest.mark.level("acceptance")
 UNIT = "rtpengine.service"
 KEEP_AWAY = "/run/modprobe.d/dialtone.conf"
 SECONDS = 2.0
-LONGEST = 300.0
-"""Seconds after which the server itself puts back what a check changed that has not come to its end. A daemon's start
-takes 40 s on a busy emulated server, and two ways back at once undo each other."""
 
 
 @pytest.mark.after("test_forwarded_by_module")
@@ -32,7 +29,7 @@ def test_without_rule(host, put_back, settled, listed, by_module, media_address,
         return acceptance.grown(before, after, ports).values(), by_module(after) - begun
 
     talk.during(0)
-    with put_back(rule.insert, LONGEST):
+    with put_back(rule.insert):
         host.check_output(rule.delete)
         _, without = forwarded()
     with_rule, _ = forwarded()
@@ -50,7 +47,7 @@ def test_without_module(host, put_back, find, switchboard, endpoint, arrived, ta
     module = generation.module
     back = (f"rm -f {KEEP_AWAY}; systemctl stop {UNIT}; modprobe {module} && systemctl start {UNIT} && "
             f"systemctl reset-failed {UNIT}")
-    with put_back(back, LONGEST):
+    with put_back(back):
         host.check_output("systemctl stop %s && timeout 5 sh -c 'until rmmod %s; do sleep 0.1; done'", UNIT, module)
         # A rule's target is loaded on demand.
         host.check_output("mkdir -p %s && echo install %s /bin/false >%s", KEEP_AWAY.rpartition("/")[0], module,

@@ -14,15 +14,13 @@ MOST = 5
 """Calls that the ports of the check's own range are for: RTP and RTCP for either side of each."""
 CONFIGURATION = "/etc/rtpengine/rtpengine.conf"
 COPY = "/run/few-ports.conf"
-LONGEST = 60.0
-"""Seconds after which the server itself puts back what a check changed that has not come to its end."""
 
 
 @pytest.fixture
 def few_ports(host, put_back, rtpengine):
     """The daemon started anew with ports for few calls, then as it was. The file itself is not changed, but covered."""
     last = rtpengine.port_min + 4 * MOST - 1
-    with put_back(f"umount {CONFIGURATION}; rm -f {COPY}; systemctl restart rtpengine.service", LONGEST):
+    with put_back(f"umount {CONFIGURATION}; rm -f {COPY}; systemctl restart rtpengine.service"):
         covered = host.run(f"cp --preserve=mode,ownership {CONFIGURATION} {COPY} && "
                            f"sed -i 's/^port-max *=.*/port-max = {last}/' {COPY} && "
                            f"mount --bind {COPY} {CONFIGURATION} && systemctl restart rtpengine.service")
