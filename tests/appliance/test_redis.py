@@ -118,7 +118,9 @@ def test_redis_down(host, put_back, kept_again, switchboard, endpoint, arrived, 
         with Call(switchboard, endpoint(), endpoint()) as call:
             health = Traffic(call.streams, report_every=0).run(SECONDS, acceptance.LINGER)
             result = call.result()
+        state = host.run("systemctl is-active %s", REDIS).stdout.strip()
     acceptance.fit([result], [health], arrived() - came)
+    expect(state in {"inactive", "failed"}, "Redis down until the call has ended", f"{REDIS} {state}")
     lost, again = sum(map(acceptance.missing, acceptance.directions([result]))), kept_again()
     said = f"{acceptance.in_words([result])} without Redis, {in_words(again)}"
     seen(said)

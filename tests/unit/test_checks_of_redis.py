@@ -12,6 +12,8 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from harness.plugin import Mismatch
+
 
 @pytest.fixture
 def checks(project: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -49,6 +51,13 @@ def down(checks: ModuleType, monkeypatch: pytest.MonkeyPatch, state: str) -> lis
     checks.test_redis_down(SimpleNamespace(run=run, check_output=run), put_back, lambda: 1.0, None, lambda: None,
                            lambda: 0, lambda text: None)
     return promised
+
+
+@pytest.mark.parametrize("state", ["active", "activating"])
+def test_a_redis_that_is_back_before_the_call_ends_turns_it_red(
+        checks: ModuleType, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    with pytest.raises(Mismatch, match=f"seen redis-server.service {state}"):
+        down(checks, monkeypatch, state)
 
 
 @pytest.mark.parametrize("state", ["inactive", "failed"])
