@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
-from harness.report.model import Past, Report, level_of
+from harness.report.model import Past, Report, level_of, ran
 from harness.units import octets, seconds
 
 NOISE = 0.10
@@ -65,7 +65,7 @@ def last_night(report: Report) -> dict[str, float]:
 def red_since(report: Report, check_id: str) -> str | None:
     """Id of the run since which a check is red without a break, None where it is new (or nothing is known).
 
-    Runs that ended before the check say nothing of it.
+    Runs that ended before the check, or skipped it, say nothing of it.
     """
     since = None
     for past in reversed(report.history):
@@ -96,5 +96,5 @@ def _as_past(report: Report) -> Past:
         stages={s.name: s.seconds for s in report.stages if s.seconds is not None and s.outcome == "passed"},
         size=size if isinstance(size, int) else None, from_cache=bool(image.get("from_cache")),
         ready=float(ready) if isinstance(ready, int | float) else None,
-        ran=frozenset(check.id for check in report.checks),
+        ran=ran(report.checks),
         red=frozenset(check.id for check in report.checks if check.red), level=level_of(report.facts))

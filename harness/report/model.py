@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Past:
-    """An earlier run, as the history needs it."""
+    """An earlier run, as the history needs it. `ran` holds the ids of its checks that were not skipped."""
 
     id: str
     started: float
@@ -159,6 +159,11 @@ def checks(directory: Path) -> tuple[CheckResult, ...]:
     return tuple(_check(entry, path.stem.removeprefix("checks-")) for path in files for entry in _json_lines(path))
 
 
+def ran(found: Iterable[CheckResult]) -> frozenset[str]:
+    """Ids of the checks that say something of the image: a skipped one is neither red nor green."""
+    return frozenset(check.id for check in found if check.outcome != "skipped")
+
+
 def past(run: Run, limit: int) -> tuple[Past, ...]:
     """Up to `limit` runs before `run` with the same appliance and cloud, oldest first.
 
@@ -246,7 +251,7 @@ def _past(run: Run) -> Past:
         stages={s.name: s.seconds for s in run.stages if s.seconds is not None and s.outcome == "passed"},
         size=None if size is None else int(size), from_cache=bool(image.get("from_cache")),
         ready=_number(timings.get("ready")),
-        ran=frozenset(check.id for check in found), red=frozenset(check.id for check in found if check.red),
+        ran=ran(found), red=frozenset(check.id for check in found if check.red),
         level=level_of(run.facts))
 
 

@@ -70,5 +70,13 @@ def test_runs_that_say_nothing_of_a_check_do_not_end_its_being_red(tmp_path: Pat
     assert built.id not in {past.id for past in report.history}
 
 
+def test_a_night_that_skips_a_check_does_not_end_its_being_red(tmp_path: Path) -> None:
+    alter = {1: redden, 2: lambda entry: {**entry, "outcome": "skipped"}, 3: redden}
+    for number, change in alter.items():
+        write_checks(make(tmp_path, number, exit_code=1), FIRST, change)
+    report = load(make(tmp_path, 4, exit_code=1))
+    assert str(red_since(report, str(FAILURE["where"]))).endswith("-rtpengine-0001")
+
+
 def test_a_new_failure_is_new(tmp_path: Path) -> None:
     assert red_since(load(red(tmp_path)), str(FAILURE["where"])) is None
