@@ -206,7 +206,8 @@ def _translate(error: Exception, what: str, cloud: str) -> CloudError:
         return Refused(f"{text}", 401, fault=Fault.DESCRIPTION, hint=f"user and password of {cloud} in clouds.yaml")
     # keystoneauth's own error is the login's: "not found" says nothing of the thing that was asked for.
     no_login = isinstance(error, auth_errors.HttpError) and (status == 404 or status >= 500)
-    if no_login or isinstance(error, auth_errors.ConnectFailure | requests.ConnectionError | requests.Timeout):
+    if no_login or isinstance(error, auth_errors.ConnectFailure | auth_errors.DiscoveryFailure
+                              | requests.ConnectionError | requests.Timeout):
         return Unreachable(text, hint=f"try it: openstack --os-cloud {cloud} token issue")
     if isinstance(error, auth_errors.MissingAuthPlugin | auth_errors.MissingRequiredOptions):
         return Refused(text, 0, fault=Fault.DESCRIPTION, hint=f"see {cloud} in clouds.yaml")

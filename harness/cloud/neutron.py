@@ -207,9 +207,8 @@ class Neutron:
 
     def _make(self, kind: str, what: str, query: Mapping[str, str], body: Mapping[str, Any],
               deadline: Deadline) -> Any:
-        create = getattr(self.api.sdk.network, f"create_{KINDS[kind]}")
         return self.api.create(what, lambda: next(iter(listed(self.api, kind, **query)), None),
-                               lambda: create(**body), deadline)
+                               lambda: getattr(self.api.sdk.network, f"create_{KINDS[kind]}")(**body), deadline)
 
     def _data(self) -> dict[str, str]:
         return {"cloud": self.api.name, "mark": self.mark}
@@ -256,5 +255,6 @@ def _subnet(entry: Any) -> Subnet:
 
 
 def listed(api: Api, kind: str, **query: Any) -> list[Any]:
-    find = getattr(api.sdk.network, f"{KINDS[kind]}s")
-    return api.get(f"the {KINDS[kind].replace('_', ' ')}s", lambda: list(find(**query)))
+    # The first use of a service logs in: that can fail like any request.
+    return api.get(f"the {KINDS[kind].replace('_', ' ')}s",
+                   lambda: list(getattr(api.sdk.network, f"{KINDS[kind]}s")(**query)))

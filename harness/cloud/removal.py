@@ -40,9 +40,11 @@ class Removal:
 
     def _of_network(self, resource: Resource) -> None:
         """What is still in use is tried again for a while: its users are going."""
-        delete = getattr(self._api.sdk.network, f"delete_{neutron.KINDS[resource.kind]}")
         for entry in self._found(resource.kind, resource):
-            _patiently(partial(self._api.get, f"deleting {resource}", partial(delete, entry, ignore_missing=True)))
+            _patiently(partial(self._api.get, f"deleting {resource}", partial(self._delete, resource.kind, entry)))
+
+    def _delete(self, kind: str, entry: Any) -> None:
+        getattr(self._api.sdk.network, f"delete_{neutron.KINDS[kind]}")(entry, ignore_missing=True)
 
     def _found(self, kind: str, resource: Resource) -> list[Any]:
         """By name, or by description where the API knows no name."""

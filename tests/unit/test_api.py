@@ -8,18 +8,22 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import keystoneauth1.exceptions
 import pytest
 import requests
 
-from harness.cloud import api
+from harness.cloud import api, neutron
 from harness.cloud.api import Api, Refused, cloud_names, retry_after, translated
+from harness.cloud.removal import Removal
 from harness.deadline import Deadline
 from harness.errors import CloudError, DescriptionError, Fault, Unreachable
+from harness.resources import Resource
+from harness.run import Journal
 from harness.settings import Settings
 
 Plan = list[tuple[int, dict[str, str]]]
@@ -185,6 +189,30 @@ def test_not_found_at_the_login_is_not_the_resource_s(server: str, settings: Set
     found = Api("lab", settings)
     with pytest.raises(Unreachable, match="lab: the servers: "):
         found.get("the servers", lambda: list(found.sdk.compute.servers()))
+
+
+PORT = Resource("os-port", "run-server1", {"cloud": "lab", "mark": "dialtone:owner:run:"})
+
+
+def making(lab: Api, journal: Path) -> object:
+    return neutron.Neutron(lab, Journal(journal), "mark", "run").floating_ip("server1", "public", "port", Deadline(0))
+
+
+@pytest.mark.parametrize("use", [
+    lambda lab, journal: neutron.listed(lab, "os-port"),
+    making,
+    lambda lab, journal: Removal(lab).removers["os-port"](PORT)])
+def test_a_login_that_fails_at_the_first_use_of_the_network_is_an_error_of_ours(
+        server: str, settings: Settings, tmp_path: Path, use: Callable[[Api, Path], object]) -> None:
+    Faulty.plan = [(404, {})] * 9
+    written(settings, CLOUD.replace("http://127.0.0.1:1", server))
+    with pytest.raises(Unreachable, match="lab: "):
+        use(Api("lab", settings), tmp_path / "journal.jsonl")
+
+
+def test_a_service_that_says_nothing_of_its_versions_is_out_of_reach() -> None:
+    with pytest.raises(Unreachable, match="lab: the ports: no versions"), translated("the ports", "lab"):
+        raise keystoneauth1.exceptions.DiscoveryFailure("no versions")
 
 
 def test_the_test_cloud_has_to_be_up(settings: Settings) -> None:
