@@ -141,18 +141,23 @@ class Api:
                                    hint="known: " + ", ".join(["local", *cloud_names(settings)])
                                    + f"; clouds.yaml was looked for here: {looked}")
         self._file = Path(file)
-        secure = self._file.with_name("secure.yaml")
+        secure = os.fspath(self._file.with_name("secure.yaml"))
+        for part in (file, secure):
+            _look_at(part, name)
         try:
-            region = OpenStackConfig(config_files=[file], secure_files=[os.fspath(secure)]).get_one(name)
-        except (sdk_errors.ConfigException, auth_errors.ClientException) as error:
+            region = OpenStackConfig(config_files=[file], secure_files=[secure]).get_one(name)
+            for key in [k for k in region.config if k.endswith(("connect_retries", "status_code_retries"))]:
+                region.config[key] = 0  # the transport's matter, once
+            self.sdk = Connection(config=region, app_name="dialtone")
+            sending = self.sdk.session
+        # openstacksdk takes values as they are: one of another type or form fails wherever it is used first.
+        except (sdk_errors.ConfigException, auth_errors.ClientException, AttributeError, TypeError,
+                ValueError) as error:
             raise DescriptionError(f"{file}: clouds.{name}: {_sentence(error)}") from None
         self.options: CloudOptions = options.parse(region.config.get("dialtone"), name, os.path.relpath(file))
-        for key in [k for k in region.config if k.endswith(("connect_retries", "status_code_retries"))]:
-            region.config[key] = 0  # the transport's matter, once
         self.region = str(region.region_name or "")
-        self.sdk = Connection(config=region, app_name="dialtone")
         transport = _Transport(self.counts, threading.Lock())
-        self.sdk.session.session = session = requests.Session()
+        sending.session = session = requests.Session()
         session.mount("http://", transport)
         session.mount("https://", transport)
 
@@ -229,11 +234,25 @@ def _fate_unknown(error: CloudError) -> bool:
     return isinstance(error, Unreachable) or (isinstance(error, Refused) and error.status in (500, 502, 503, 504))
 
 
-def _clouds_of(file: str) -> list[str]:
+def _look_at(file: str, name: str) -> None:
+    """Raises DescriptionError where the cloud's entry in a file, or the `auth` in it, is no mapping."""
+    clouds = _clouds_of(file)
+    if name not in clouds:
+        return
+    entry = clouds[name]
+    where = f"{file}: clouds.{name}"
+    if not isinstance(entry, dict):
+        raise DescriptionError(f"{where}: is no mapping", hint="what belongs to it is indented further than its name")
+    if not isinstance(entry.get("auth", {}), dict):
+        raise DescriptionError(f"{where}.auth: is no mapping")
+
+
+def _clouds_of(file: str) -> dict[str, Any]:
+    """The entries of a clouds.yaml or secure.yaml by name, as YAML gave them; none where the file is not there."""
     try:
         data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, UnicodeDecodeError) as error:
         raise DescriptionError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
@@ -242,4 +261,4 @@ def _clouds_of(file: str) -> list[str]:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise DescriptionError(f"{file}{where}: is not YAML") from None
     clouds = data.get("clouds") if isinstance(data, dict) else None
-    return [str(name) for name in clouds] if isinstance(clouds, dict) else []
+    return {str(name): entry for name, entry in clouds.items()} if isinstance(clouds, dict) else {}

@@ -171,6 +171,30 @@ def test_a_broken_clouds_yaml_is_named_without_what_it_holds(settings: Settings)
     assert "clouds.yaml" in str(caught.value) and "s3cr3t" not in str(caught.value)
 
 
+AUTH = '{auth_url: "http://127.0.0.1:1/v3", username: me, password: s3cr3t-word, project_name: p}'
+
+
+@pytest.mark.parametrize(("entry", "said"), [
+    ("", "clouds.lab: is no mapping"),
+    ("s3cr3t-word", "clouds.lab: is no mapping"),
+    ("{auth: s3cr3t-word}", "clouds.lab.auth: is no mapping"),
+    ("{auth: {auth_url: 5, username: me, password: s3cr3t-word, project_name: p}}", "clouds.lab: "),
+    (f"{{api_timeout: abc, auth: {AUTH}}}", "clouds.lab: .*'abc'")])
+def test_an_entry_of_another_form_is_a_mistake_in_that_file(settings: Settings, entry: str, said: str) -> None:
+    written(settings, f"clouds:\n  lab: {entry}\n")
+    with pytest.raises(DescriptionError, match=f"clouds.yaml: {said}") as caught:
+        Api("lab", settings)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_an_entry_of_secrets_that_is_text_is_a_mistake_in_that_file(settings: Settings) -> None:
+    written(settings, CLOUD)
+    (settings.project / "secure.yaml").write_text("clouds:\n  lab: s3cr3t-word\n")
+    with pytest.raises(DescriptionError, match=r"secure.yaml: clouds.lab: is no mapping") as caught:
+        Api("lab", settings)
+    assert "s3cr3t" not in str(caught.value)
+
+
 def test_a_cloud_that_is_not_there_says_so_and_keeps_the_secret(settings: Settings,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_ABSENT", 1.0)
