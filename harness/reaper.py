@@ -57,24 +57,27 @@ def sweep(settings: Settings, *, older_than: float | None = None, dry_run: bool 
 
 def _sweep_run(settings: Settings, run: Run, dry_run: bool) -> list[Reaped]:
     """A run that died; or one that is done, but could not remove everything then."""
-    if run.state is State.KEPT:
-        return []
-    made = run.journal.outstanding()
     # A run that is just being created isn't locked yet, and owns nothing.
-    if not made and (run.state is State.DONE or time.time() - run.started < _YOUNG):
+    if run.state is State.KEPT or (not run.journal.outstanding() and (
+            run.state is State.DONE or time.time() - run.started < _YOUNG)):
         return []
-    why = "its run died" if run.state is State.ACTIVE else "its run could not remove it"
     try:
         run.lock()
     except HostError:
         return []
     try:
+        # Only now nobody writes it: what was read before may be of the time when the run was worked on.
+        now = Run.open(run.directory)
+        if now.state is State.KEPT:
+            return []
+        made = now.journal.outstanding()
+        why = "its run died" if now.state is State.ACTIVE else "its run could not remove it"
         if dry_run:
             return [Reaped(run.id, resource, "would remove", why) for resource in made]
-        left = run.journal.remove_outstanding(_removers(settings, run))
+        left = now.journal.remove_outstanding(_removers(settings, now))
         if not left:
-            run.state = State.DONE
-            run.save()
+            now.state = State.DONE
+            now.save()
     finally:
         run.unlock()
     stuck = {(r.kind, r.name): error.message for r, error in left}

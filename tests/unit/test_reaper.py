@@ -57,6 +57,19 @@ def test_kept_run_is_left_alone(settings: Settings) -> None:
     assert left.exists()
 
 
+def test_run_that_ended_as_kept_while_others_were_swept_is_left_alone(settings: Settings,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    run, left = a_run(settings)
+    read = Run.all(settings.runs)
+    run.state, run.facts = State.KEPT, {"level": "basic"}
+    run.save()
+    monkeypatch.setattr(Run, "all", lambda runs: read)
+    assert sweep(settings) == []
+    assert left.exists()
+    again = Run.open(run.directory)
+    assert (again.state, again.facts) == (State.KEPT, {"level": "basic"})
+
+
 def test_done_run_that_could_not_remove_everything_is_tried_again(settings: Settings) -> None:
     _, left = a_run(settings, state=State.DONE)
     assert [r.outcome for r in sweep(settings)] == ["removed"]
