@@ -82,17 +82,20 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
         kept = _keeps(keep, first) and bool(cloud.servers(run))
         with unstoppable(progress):
             if first and not run.facts.get("failures"):
-                work.fail(stage=first.stage or "", title=first.message, seen=first.excerpt or "",
-                          next=first.hint or "", fault=first.fault, message=str(first))
+                with work.noting():
+                    work.fail(stage=first.stage or "", title=first.message, seen=first.excerpt or "",
+                              next=first.hint or "", fault=first.fault, message=str(first))
             if not kept:
                 try:
                     work.remove()
                 except DialtoneError as error:
-                    work.fail(stage="remove", title=error.message, next=error.hint or "", fault=error.fault)
+                    with work.noting():
+                        work.fail(stage="remove", title=error.message, next=error.hint or "", fault=error.fault)
                     first = first or error
-            finish(work, first, kept)
+            with work.noting():
+                finish(work, first, kept)
             if not quiet:
-                with progress.stage("report"):
+                with work.noting(), progress.stage("report"):
                     progress.detail(os.path.relpath(write_report(run), settings.project))
             run.unlock()
     if mistake:

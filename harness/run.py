@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -87,14 +87,14 @@ class Journal:
                 if remover is None:
                     raise HostError(f"nothing here knows how to remove a {resource.kind}")
                 remover(resource)
+                # What can't be noted as gone is left: to remove it once more does no harm.
+                self.gone(resource)
             except DialtoneError as error:
                 left.append((resource, error))
                 if cloud and isinstance(error, Unreachable):
                     silent[cloud] = error
             except OSError as error:
                 left.append((resource, RemovalError(f"{resource} can't be removed: {error.strerror or error}")))
-            else:
-                self.gone(resource)
         return left
 
     def _append(self, entry: Mapping[str, Any]) -> None:
@@ -238,11 +238,15 @@ class Run:
         return self.state is State.ACTIVE and not self._lock and not held(self.directory / "lock")
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Time a stage; an error that leaves it bears its name, and the timeline says `failed`."""
+    def stage(self, name: str, save: Callable[[], None] | None = None) -> Iterator[Stage]:
+        """Time a stage; an error that leaves it bears its name, and the timeline says `failed`.
+
+        `save` stands in for save(): whose work must go on where that fails brings its own.
+        """
+        save = save or self.save
         entry = Stage(name, time.time())
         self.stages.append(entry)
-        self.save()
+        save()
         begin = time.monotonic()
         try:
             yield entry
@@ -257,7 +261,7 @@ class Run:
                 entry.outcome = "passed"
         finally:
             entry.seconds = round(time.monotonic() - begin, 2)
-            self.save()
+            save()
 
 
 def held(lock: Path) -> bool:

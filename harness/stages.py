@@ -25,7 +25,16 @@ from harness.cloud import Cloud, ImageFile, Need, Server, ServerSpec, uefi
 from harness.cloud.local import LocalCloud
 from harness.conntrack import plan
 from harness.deadline import Deadline
-from harness.errors import CloudError, DescriptionError, DialtoneError, Fault, InspectError, NotReadyError, RemovalError
+from harness.errors import (
+    CloudError,
+    DescriptionError,
+    DialtoneError,
+    Fault,
+    InspectError,
+    NotReadyError,
+    RemovalError,
+    from_os_error,
+)
 from harness.firmware import Firmware
 from harness.image import build as image_build
 from harness.image import module, signing
@@ -64,13 +73,29 @@ class Work:
         return signer.certificate if signer else None
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[Callable[[str], None]]:
-        with self.progress.stage(name), self.run.stage(name) as entry:
+    def _stage(self, name: str, save: Callable[[], None] | None = None) -> Iterator[Callable[[str], None]]:
+        with self.progress.stage(name), self.run.stage(name, save) as entry:
             def say(text: str) -> None:
                 entry.detail = text
                 self.progress.detail(text)
 
             yield say
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """What can't be written down inside is a warning: no removal may depend on a disk that is full."""
+        try:
+            yield
+        except OSError as error:
+            warning = f"not written down: {from_os_error(error).message}"
+            warnings = self.run.facts.setdefault("warnings", [])
+            if warning not in warnings:
+                warnings.append(warning)
+                self.progress.line(f"    note: {warning}")
+
+    def _save(self) -> None:
+        with self.noting():
+            self.run.save()
 
     def host(self) -> None:
         """What this machine must have; and whatever dead runs left on it is removed first."""
@@ -272,8 +297,11 @@ class Work:
         return checks.verdict(results, phase)
 
     def remove(self) -> None:
-        """Remove everything that the run made. Raises RemovalError naming what is left."""
-        with self._stage("remove") as say:
+        """Remove everything that the run made, though it may be that nothing can be saved.
+
+        Raises RemovalError naming what is left.
+        """
+        with self._stage("remove", self._save) as say:
             journal = self.run.journal
             made = journal.outstanding()
             shell.close_all(self.run)

@@ -13,6 +13,7 @@ from typing import ClassVar
 import pytest
 
 from harness import appliance as appliances_file
+from harness import nightly
 from harness.appliance import Appliance
 from harness.cloud import ImageFile, Need, Say, Server, ServerSpec
 from harness.cloud.ownership import Mark
@@ -21,7 +22,7 @@ from harness.errors import BuildError, CloudError, HostError
 from harness.nightly import conduct
 from harness.progress import Progress
 from harness.resources import Remover, Resource
-from harness.run import Run, State
+from harness.run import Journal, Run, State
 from harness.settings import Settings
 from harness.stages import Work
 
@@ -178,6 +179,42 @@ def test_all_is_removed_after_a_mistake_of_our_own(settings: Settings, relay: Ap
         conduct(settings, relay, cloud, Progress(io.StringIO()), stages, keep="never")
     assert cloud.removed == ["a"]
     assert Run.open(settings.runs / "latest").state is State.DONE
+
+
+def test_on_a_full_disk_all_is_removed_nevertheless(settings: Settings, relay: Appliance,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = SmallCloud()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def stages(work: Work) -> None:
+        make(work, "a", "b")
+        monkeypatch.setattr(Run, "save", full)
+        monkeypatch.setattr(nightly, "write_report", full)
+        raise CloudError("quota")
+
+    out = io.StringIO()
+    assert conduct(settings, relay, cloud, Progress(out), stages, keep="never") == 7
+    assert cloud.removed == ["b", "a"]
+    assert out.getvalue().count("note: not written down: No space left on device") == 1
+    assert "quota" in out.getvalue()
+
+
+def test_what_is_gone_and_can_not_be_noted_is_left_and_the_rest_is_removed(settings: Settings, relay: Appliance,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud = SmallCloud()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def stages(work: Work) -> None:
+        make(work, "a", "b")
+        monkeypatch.setattr(Journal, "gone", full)
+
+    assert conduct(settings, relay, cloud, Progress(io.StringIO()), stages, keep="never") == 8
+    assert cloud.removed == ["b", "a"]
+    assert Run.open(settings.runs / "latest").journal.outstanding() == things("b", "a")
 
 
 def test_a_full_disk_is_this_hosts_fault(settings: Settings, relay: Appliance) -> None:
