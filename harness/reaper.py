@@ -20,7 +20,7 @@ from pathlib import Path
 from harness.cloud import Cloud
 from harness.cloud.choose import choose
 from harness.cloud.ownership import Mark, find, owner
-from harness.errors import DescriptionError, DialtoneError, HostError
+from harness.errors import DescriptionError, DialtoneError, HostError, from_os_error
 from harness.image import loops
 from harness.process import CommandFailed
 from harness.process import run as run_command
@@ -127,9 +127,10 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
             try:
                 removers[resource.kind](resource)
                 found.append(Reaped(run_id, resource, "removed", why))
-            except DialtoneError as error:
+            except (DialtoneError, OSError) as error:
                 seen[str(resource)] = known[str(resource)]
-                found.append(Reaped(run_id, resource, "failed", error.message))
+                said = error.message if isinstance(error, DialtoneError) else from_os_error(error).message
+                found.append(Reaped(run_id, resource, "failed", said))
     if not dry_run and seen != known:
         sightings.parent.mkdir(parents=True, exist_ok=True)
         write_whole(sightings, json.dumps(seen, indent=1))

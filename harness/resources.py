@@ -139,7 +139,10 @@ def remove_path(resource: Resource) -> None:
         mounted = list(mounts_below(path))
         if mounted:
             raise HostError(f"{path} is not removed: {mounted[0]} is still mounted", hint=f"umount {mounted[0]}")
-        shutil.rmtree(path)
+        # Two may remove it at once: what one takes from under the other is gone all the same.
+        while path.exists():
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)
 
 
 def mounts_below(path: Path) -> Iterator[Path]:

@@ -155,6 +155,24 @@ def test_stray_is_removed_on_the_second_sighting(settings: Settings, monkeypatch
     assert strays.removed == ["dt-1"]
 
 
+def test_stray_that_the_system_refuses_to_remove_is_said_and_the_rest_goes(settings: Settings,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    strays = Strays(settings, monkeypatch)
+    strays.add(Mark(owner(settings), GONE), "dt-1")
+    strays.add(Mark(owner(settings), GONE), "dt-2")
+
+    def remove(resource: Resource) -> None:
+        if resource.name == "dt-1":
+            raise OSError(1, "Operation not permitted")
+        strays.removed.append(resource.name)
+
+    monkeypatch.setitem(reaper.REMOVERS, "link", remove)
+    sweep(settings)
+    refused = next(iter(sweep(settings)))
+    assert (refused.outcome, refused.why) == ("failed", "Operation not permitted")
+    assert strays.removed == ["dt-2"]
+
+
 def test_dry_run_does_not_count_as_a_sighting(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     strays = Strays(settings, monkeypatch)
     strays.add(Mark(owner(settings), GONE), "dt-1")

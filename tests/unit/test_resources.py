@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +72,21 @@ def test_files_trees_links_and_what_is_gone(tmp_path):
     for path in (link, dangling, tree, pipe, tmp_path / "never was"):
         remove_path(Resource("path", str(path)))
     assert [p.name for p in tmp_path.iterdir()] == ["kept"] and (kept / "file").exists()
+
+
+def test_a_tree_that_another_removes_meanwhile_is_removed(monkeypatch, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "a").mkdir(parents=True)
+    rmtree = shutil.rmtree
+
+    def overtaken(path):
+        monkeypatch.setattr(shutil, "rmtree", rmtree)
+        (tree / "a").rmdir()
+        raise FileNotFoundError(2, "No such file or directory", str(tree / "a"))
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+    remove_path(Resource("path", str(tree)))
+    assert not tree.exists()
 
 
 def test_mount_points_come_innermost_first(monkeypatch, tmp_path):
