@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.settings import Settings
 
+MACHINE_ID = Path("/etc/machine-id")
 _MARK = re.compile(r"dialtone:([0-9a-f]{12}):([A-Za-z0-9._-]+):")
 
 
@@ -27,10 +29,18 @@ class Mark:
 
 
 def owner(settings: Settings) -> str:
-    """12 hexadecimal digits, the same as long as the project's directory lives and `runs` is set as it is."""
+    """12 hexadecimal digits, the same as long as machine and project's directory live and `runs` is set as it is."""
     project = settings.project.stat()
-    identity = f"{project.st_dev}:{project.st_ino}:{settings.runs.absolute()}"
+    identity = f"{_machine()}:{project.st_dev}:{project.st_ino}:{settings.runs.absolute()}"
     return hashlib.sha256(identity.encode()).hexdigest()[:12]
+
+
+def _machine() -> str:
+    """machine-id(5), an empty text where there is none: clones of one disk have the same inodes, and share a cloud."""
+    try:
+        return MACHINE_ID.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
 
 
 def find(text: str) -> Mark | None:
