@@ -32,6 +32,8 @@ from harness.testcloud.place import place_of
 
 NAMESPACES = Path("/run/netns")
 _YOUNG = 60.0
+_HERE = "local"
+"""The cloud of what is on this host, which every sweep looks at."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,17 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
     sightings = settings.cache / "sightings.json"
     known = _recall(sightings)
     found: list[Reaped] = []
-    seen: dict[str, float] = {}
     cloud = choose(settings)
+    # What other clouds showed waits for a sweep that looks there again.
+    seen = {name: dict(at) for name, at in known.items() if name not in (cloud.name, _HERE)}
     removers = {**REMOVERS, **cloud.removers}
     for run_id, resource, why in _strays(settings, cloud):
         if began(run_id) > before:
             continue
-        if str(resource) not in known:
-            seen[str(resource)] = time.time()
+        where = str(resource.data.get("cloud", _HERE))
+        first = known.get(where, {}).get(str(resource))
+        if first is None:
+            seen.setdefault(where, {})[str(resource)] = time.time()
             found.append(Reaped(run_id, resource, "seen", f"{why}; the next sweep removes it"))
         elif dry_run:
             found.append(Reaped(run_id, resource, "would remove", why))
@@ -128,7 +133,7 @@ def _sweep_strays(settings: Settings, before: float, dry_run: bool) -> list[Reap
                 removers[resource.kind](resource)
                 found.append(Reaped(run_id, resource, "removed", why))
             except (DialtoneError, OSError) as error:
-                seen[str(resource)] = known[str(resource)]
+                seen.setdefault(where, {})[str(resource)] = first
                 said = error.message if isinstance(error, DialtoneError) else from_os_error(error).message
                 found.append(Reaped(run_id, resource, "failed", said))
     if not dry_run and seen != known:
@@ -162,10 +167,11 @@ def _over(directory: Path) -> str | None:
         return None
 
 
-def _recall(sightings: Path) -> dict[str, float]:
+def _recall(sightings: Path) -> dict[str, dict[str, float]]:
+    """When strays were seen first (seconds since the epoch), by cloud and resource; nothing where it can't be read."""
     try:
-        return dict(json.loads(sightings.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return {name: dict(at) for name, at in json.loads(sightings.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,6 +189,41 @@ def test_stray_that_went_away_and_came_back_is_seen_anew(settings: Settings, mon
     sweep(settings)
     strays.there.append(stray)
     assert [r.outcome for r in sweep(settings)] == ["seen"]
+
+
+class Elsewhere:
+    """A cloud with one stray of this checkout."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self._mine = name, owner(settings)
+        self.removed: list[str] = []
+        self.removers = {"os-port": lambda resource: self.removed.append(resource.name)}
+
+    def marked(self) -> Iterator[tuple[Mark, Resource]]:
+        yield Mark(self._mine, GONE), Resource("os-port", "port", {"cloud": self.name})
+
+
+def test_clouds_that_are_swept_in_turn_have_sightings_of_their_own(settings: Settings,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Elsewhere("one", settings), Elsewhere("two", settings)
+    here = Strays(settings, monkeypatch)
+    here.add(Mark(owner(settings), GONE), "dt-1")
+    turns = iter([one, two, one, two])
+    monkeypatch.setattr(reaper, "choose", lambda settings: next(turns))
+    outcomes = [[(r.resource.kind, r.outcome) for r in sweep(settings)] for _ in range(4)]
+    assert outcomes[:2] == [[("os-port", "seen"), ("link", "seen")], [("os-port", "seen"), ("link", "removed")]]
+    assert [each[0] for each in outcomes[2:]] == [("os-port", "removed"), ("os-port", "removed")]
+    assert (one.removed, two.removed) == (["port"], ["port"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"link dt-1": 1764374400.0}'])
+def test_sightings_of_another_form_are_none(settings: Settings, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    strays = Strays(settings, monkeypatch)
+    strays.add(Mark(owner(settings), GONE), "dt-1")
+    settings.cache.mkdir(parents=True, exist_ok=True)
+    (settings.cache / "sightings.json").write_text(text)
+    assert [r.outcome for r in sweep(settings)] == ["seen"]
+    assert [r.outcome for r in sweep(settings)] == ["removed"]
 
 
 def test_another_checkout_s_things_are_not_ours(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
