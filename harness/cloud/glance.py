@@ -1,7 +1,7 @@
 """Images in Glance (Image API v2): uploaded once by their hash, claimed by the runs that use them.
 
-An image of ours has the properties dialtone_owner, dialtone_run and dialtone_sha256, and a tag `run:<id>` for each
-run that uses it. The run that takes its tag off last removes the image.
+An image of ours has the properties dialtone_owner, dialtone_run and dialtone_sha256, and a tag
+`run:<owner>:<id>` for each run that uses it. The run that takes its tag off last removes the image.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from harness.firmware import Firmware
 from harness.units import octets
 
 TAG = "dialtone"
+_CLAIM = "run:"
 _THEIR_LOG = "the cloud's image service has the reason in its log"
 HASH = "sha512"
 """Glance's os_hash_algo unless an operator changed it."""
@@ -66,8 +67,9 @@ def sha512(path: Path) -> str:
         raise HostError(f"{path}: {error.strerror}", hint="./inv build makes it") from error
 
 
-def claim(run_id: str) -> str:
-    return f"run:{run_id}"
+def claim(owner: str, run_id: str) -> str:
+    """A run's tag. Without an owner it is the one of a journal that names none: tags had none, either."""
+    return f"{_CLAIM}{owner}:{run_id}" if owner else f"{_CLAIM}{run_id}"
 
 
 def upload(api: Api, file: File, run_id: str, url: str, say: Say, deadline: Deadline) -> Uploaded:
@@ -78,7 +80,7 @@ def upload(api: Api, file: File, run_id: str, url: str, say: Say, deadline: Dead
     """
     _check_format(api)
     same = next((i for i in listed(api, file.name) if i.status == "active" and i.hash_value == file.sha512), None)
-    if same and _claimed(api, same, run_id):
+    if same and _claimed(api, same, claim(file.properties["dialtone_owner"], run_id)):
         return Uploaded(str(same.id), file.name, True)
     for attempt in range(1, _TRIES + 1):
         image = _register(api, file, run_id, deadline)
@@ -103,25 +105,31 @@ def listed(api: Api, name: str) -> list[Any]:
 
 
 def of_owner(api: Api, owner: str) -> list[Any]:
-    """Every image that this checkout made."""
-    return api.get("our images", lambda: [
-        i for i in images_of(api).images(tag=TAG) if i.properties.get("dialtone_owner") == owner])
+    """Every image that runs of this checkout have to do with."""
+    return api.get("our images", lambda: [i for i in images_of(api).images(tag=TAG) if users(i, owner)])
 
 
-def users(image: Any) -> list[str]:
-    """Ids of the runs that have to do with an image: who claims it, and who made it."""
-    made = str(image.properties.get("dialtone_run", ""))
-    return list(dict.fromkeys([t.removeprefix("run:") for t in image.tags if t.startswith("run:")] or [made]))
+def users(image: Any, owner: str) -> list[str]:
+    """Ids of the owner's runs that have to do with an image: who claims it, or who made it where nobody at all does.
+
+    Another checkout's claims are not among them: whether those runs live can't be known here.
+    """
+    claims = [t for t in image.tags if t.startswith(_CLAIM)]
+    ours = claim(owner, "")
+    if not claims and image.properties.get("dialtone_owner") == owner:
+        return [str(image.properties.get("dialtone_run", ""))]
+    return list(dict.fromkeys(t.removeprefix(ours) for t in claims if t.startswith(ours)))
 
 
-def release(api: Api, name: str, run_id: str) -> None:
+def release(api: Api, name: str, owner: str, run_id: str) -> None:
     """Take the run's claim off the images called `name`; one of ours that nobody claims any more is deleted."""
+    tag = claim(owner, run_id)
     for image in listed(api, name):
-        claims = {t for t in image.tags if t.startswith("run:")}
-        mine = claim(run_id) in claims or image.properties.get("dialtone_run") == run_id
-        if claim(run_id) in claims:
-            api.get(f"the claim on image {name}", partial(_unclaim, api, image, run_id))
-        if mine and not claims - {claim(run_id)} and "dialtone_owner" in image.properties:
+        claims = {t for t in image.tags if t.startswith(_CLAIM)}
+        mine = tag in claims or image.properties.get("dialtone_run") == run_id
+        if tag in claims:
+            api.get(f"the claim on image {name}", partial(_unclaim, api, image, tag))
+        if mine and not claims - {tag} and "dialtone_owner" in image.properties:
             delete(api, image.id)
 
 
@@ -137,9 +145,9 @@ def images_of(api: Api) -> Proxy:
     return found
 
 
-def _unclaim(api: Api, image: Any, run_id: str) -> None:
+def _unclaim(api: Api, image: Any, tag: str) -> None:
     with contextlib.suppress(NotFoundException):
-        images_of(api).remove_tag(image, claim(run_id))
+        images_of(api).remove_tag(image, tag)
 
 
 def _check_format(api: Api) -> None:
@@ -150,11 +158,11 @@ def _check_format(api: Api) -> None:
                          hint="qemu-img convert makes another format")
 
 
-def _claimed(api: Api, image: Any, run_id: str) -> bool:
+def _claimed(api: Api, image: Any, tag: str) -> bool:
     """Whether the image is there still after it was claimed: its last user may be deleting it."""
     def claim_it() -> bool:
         try:
-            images_of(api).add_tag(image, claim(run_id))
+            images_of(api).add_tag(image, tag)
             return bool(images_of(api).get_image(image).status == "active")
         except NotFoundException:
             return False
@@ -165,8 +173,8 @@ def _claimed(api: Api, image: Any, run_id: str) -> bool:
 def _register(api: Api, file: File, run_id: str, deadline: Deadline) -> str:
     """Make the image's record; a queued one of this run that is there already is taken."""
     body = {"name": file.name, "disk_format": "qcow2", "container_format": "bare", "visibility": "private",
-            "min_disk": file.min_disk, "min_ram": file.min_ram, "tags": [claim(run_id), TAG],
-            **file.properties}
+            "min_disk": file.min_disk, "min_ram": file.min_ram,
+            "tags": [claim(file.properties["dialtone_owner"], run_id), TAG], **file.properties}
 
     def queued() -> str | None:
         return next((str(i.id) for i in listed(api, file.name)

@@ -100,10 +100,11 @@ class OpenStackCloud:
 
     def upload(self, run: Run, image: ImageFile, deadline: Deadline, say: Say) -> str:
         """The image's id in Glance; sent there unless an image with the same hash is there."""
-        file = glance.file_of(image.path, image.sha256, image.appliance, owner(self._settings), run.id,
+        mine = owner(self._settings)
+        file = glance.file_of(image.path, image.sha256, image.appliance, mine, run.id,
                               manifest_sha256=image.manifest_sha256, min_disk=glance.min_disk(image.virtual_size),
                               min_ram=image.min_ram, firmware=image.firmware)
-        run.journal.creating(Resource("os-image", file.name, {"cloud": self.name, "run": run.id}))
+        run.journal.creating(Resource("os-image", file.name, {"cloud": self.name, "run": run.id, "owner": mine}))
         url = glance.url_of(self.api.options.image_url, image.path)
         uploaded = glance.upload(self.api, file, run.id, url, say, deadline)
         run.facts["cloud"] = {**self._facts(), "image_id": uploaded.id}
@@ -224,8 +225,9 @@ class OpenStackCloud:
             run = name.removesuffix(f"-{mine}")
             yield Mark(mine, run), Resource("os-key-pair", name, {"cloud": self.name})
         for image in glance.of_owner(self.api, mine):
-            for run in glance.users(image):
-                yield Mark(mine, run), Resource("os-image", str(image.name), {"cloud": self.name, "run": run})
+            for run in glance.users(image, mine):
+                yield Mark(mine, run), Resource("os-image", str(image.name), {
+                    "cloud": self.name, "run": run, "owner": mine})
 
     def _attributes(self, run: Run, spec: ServerSpec, flavor: capacity.Flavor, key_pair: str, port: str,
                     floating: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Removal:
         nova.delete_key_pair(self._api, resource.name)
 
     def _image(self, resource: Resource) -> None:
-        glance.release(self._api, resource.name, str(resource.data["run"]))
+        glance.release(self._api, resource.name, str(resource.data.get("owner", "")), str(resource.data["run"]))
 
 
 def _patiently(action: Callable[[], object]) -> None:

@@ -116,7 +116,7 @@ def test_an_image_arrives_whole_and_says_whose_it_is(cloud: OpenStackCloud, run:
     wanted = {"dialtone_run": run.id, "dialtone_sha256": guest.sha256, "dialtone_manifest_sha256": "0" * 64,
               "hw_disk_bus": "virtio", "hw_vif_model": "virtio", "os_distro": "debian"}
     assert {name: shown[name] for name in wanted} == wanted
-    assert set(image.tags) == {"dialtone", f"run:{run.id}"}
+    assert set(image.tags) == {"dialtone", f"run:{owner(cloud._settings)}:{run.id}"}
 
 
 def test_the_same_image_is_sent_once_and_removed_by_its_last_user(cloud: OpenStackCloud, run: Run, guest: ImageFile,
