@@ -112,13 +112,18 @@ class Neutron:
     def _let_in(self, group: Any, rules: Sequence[security.Rule], deadline: Deadline, *,
                 journalled: bool) -> None:
         """`journalled`: each rule is to be taken back on its own, the group stays."""
-        existing = [r for r in map(security.from_api, group.security_group_rules) if r]
-        for rule in security.missing(rules, existing):
+        for rule in security.missing(rules, _rules(group)):
             description = f"{self.mark} {rule}"
             if journalled:
                 self.journal.creating(Resource("os-security-group-rule", description, self._data()))
-            self._make("os-security-group-rule", f"rule {rule}", {"description": description},
-                       security.to_api(rule, group.id, description), deadline)
+            try:
+                self._make("os-security-group-rule", f"rule {rule}", {"description": description},
+                           security.to_api(rule, group.id, description), deadline)
+            except Refused as error:
+                # Neutron knows a rule by what it lets in: another run may have added it since the group was listed.
+                now = [r for g in listed(self.api, "os-security-group") if g.id == group.id for r in _rules(g)]
+                if error.status != 409 or security.missing([rule], now):
+                    raise
 
     def ports(self, names: Sequence[str], subnet: Subnet, group: str, deadline: Deadline) -> list[Any]:
         """Ports in the subnet, in the order of `names` (openstack.network.v2.port.Port); made by one request."""
@@ -248,6 +253,10 @@ def quota(api: Api, project: str) -> list[Limit]:
 def interfaces(api: Api, router: str, network: str | None = None) -> list[Any]:
     query = {"device_id": router} | ({"network_id": network} if network else {})
     return [p for p in listed(api, "os-port", **query) if p.device_owner in INTERFACES]
+
+
+def _rules(group: Any) -> list[security.Rule]:
+    return [r for r in map(security.from_api, group.security_group_rules) if r]
 
 
 def _subnet(entry: Any) -> Subnet:
