@@ -447,8 +447,7 @@ def _secrets_in_addresses(document: Document, appliance: Appliance) -> Iterable[
     }
     for here, address in addresses.items():
         # A user alone is a token of http's, and who logs in of ssh's (RFC 3986, 3.2.1).
-        found = re.match(r"(https?)://[^/?#]*@|[a-z+]+://[^/?#@:]*:[^/?#@]*@", address, re.IGNORECASE)
-        if found:
+        if re.match(r"https?://[^/?#]*@|[a-z+]+://[^/?#@:]*:[^/?#@]*@", address, re.IGNORECASE):
             yield (f"{document.at(here)}: {_dotted(here)}: there is a password or a token in the address; take it "
                    "away: git and apt have files of their own for it (~/.netrc, apt_auth.conf(5))")
 

@@ -181,12 +181,14 @@ def test_all_is_removed_after_a_mistake_of_our_own(settings: Settings, relay: Ap
     assert Run.open(settings.runs / "latest").state is State.DONE
 
 
+def full(*_: object) -> None:
+    """What stands in for whatever writes to a disk."""
+    raise OSError(28, "No space left on device")
+
+
 def test_on_a_full_disk_all_is_removed_nevertheless(settings: Settings, relay: Appliance,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = SmallCloud()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
     def stages(work: Work) -> None:
         make(work, "a", "b")
@@ -204,9 +206,6 @@ def test_on_a_full_disk_all_is_removed_nevertheless(settings: Settings, relay: A
 def test_what_is_gone_and_can_not_be_noted_is_left_and_the_rest_is_removed(settings: Settings, relay: Appliance,
                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     cloud = SmallCloud()
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
 
     def stages(work: Work) -> None:
         make(work, "a", "b")
