@@ -110,14 +110,18 @@ def _block(run: Run, alias: str, server: Server, route: Route, control: Path) ->
 
 
 def _proxy(run: Run, route: Route) -> str:
-    """The command whose standard input and output are the connection to port %p of %h; empty: none is needed."""
-    through = ""
+    """The command whose standard input and output are the connection to port %p of %h; empty: none is needed.
+
+    It has a session of its own: a shared connection outlives the command that opened it, and with that command
+    its whole process group is ended (process.end_group).
+    """
+    through = "setsid "
     if route.gateway:
         config = shlex.quote(os.fspath(path(run).resolve())).replace("%", "%%")
-        through = f"ssh -F {config} {gateway_alias(route.gateway)} "
+        through += f"ssh -F {config} {gateway_alias(route.gateway)} "
     if route.kind is RouteKind.NAMESPACE:
         return through + " ".join(as_root(route.gateway, ["ip", "netns", "exec", route.namespace, "nc", "%h", "%p"]))
-    return f"{through}-W [%h]:%p" if through else ""
+    return f"{through}-W [%h]:%p" if route.gateway else ""
 
 
 def _gateway_block(gateway: Gateway, control: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,16 @@ from socket import AF_INET, AF_INET6, SOCK_STREAM
 
 import pytest
 
+from harness import process
 from harness.access import keys, namespace, readiness, ssh_config
 from harness.access.shell import ConnectionLost, Shell
 from harness.appliance import Appliance
+from harness.cloud import Route, RouteKind, Server
 from harness.cloud.local import LocalCloud
 from harness.deadline import Deadline
 from harness.errors import HostError, NotReadyError
 from harness.image.build import Image
+from harness.process import CommandTimedOut
 from harness.resources import REMOVERS
 from harness.run import Run
 from harness.settings import Settings
@@ -57,6 +61,28 @@ def test_a_socket_is_inside_the_namespace_and_the_process_is_not(isolated: str, 
 def test_a_namespace_that_is_not_there_is_named() -> None:
     with pytest.raises(HostError, match="qrouter-none"):
         namespace.open_socket("qrouter-none", SOCK_STREAM)
+
+
+def test_an_ssh_that_is_ended_leaves_nothing_on_its_way(tiny: tuple[LocalCloud, Run], isolated: str) -> None:
+    _, run = tiny
+    route = Route(RouteKind.NAMESPACE, "127.0.0.1", isolated)
+    server = Server("server1", "id", "debian", route.address, "", (route,), Path("console.log"))
+    config = ssh_config.write(run, [server])
+    with namespace.open_socket(isolated, SOCK_STREAM) as silent:
+        silent.bind((route.address, 22))
+        silent.listen()
+        with pytest.raises(CommandTimedOut):
+            process.run(["ssh", "-F", config, "server1", "true"], deadline=Deadline(1))
+        end = Deadline(5)
+        while (left := processes_in(isolated)) and not end.expired:
+            time.sleep(0.1)
+    assert left == []
+
+
+def processes_in(name: str) -> list[str]:
+    """The commands that run inside a network namespace."""
+    pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
+    return [Path("/proc", pid, "cmdline").read_text().replace("\0", " ") for pid in pids]
 
 
 @pytest.fixture
@@ -129,10 +155,20 @@ def test_the_shell_is_root_and_survives_a_lost_connection(booted: Booted) -> Non
 
 
 @pytest.mark.guest
+def test_a_shared_connection_outlives_the_command_that_opened_it(booted: Booted) -> None:
+    ssh(booted, "server1", "true", "-O", "exit")
+    process.run(["ssh", "-F", ssh_config.path(booted.work.run), "server1", "true"])
+    for _ in range(20):
+        assert ssh(booted, "server1", "true", "-O", "check").returncode == 0
+        time.sleep(0.1)
+
+
+@pytest.mark.guest
 def test_a_reboot_ends_with_another_boot_id(booted: Booted) -> None:
     before = ssh(booted, "server1", BOOT_ID).stdout.strip()
     ready = readiness.reboot(booted.work.cloud, booted.work.run, booted.server, Deadline(600), lambda text: None)
-    assert ready.boot_id == ssh(booted, "server1", BOOT_ID).stdout.strip() != before
+    after = ssh(booted, "server1", BOOT_ID)
+    assert ready.boot_id == after.stdout.strip() != before, after.stderr
     assert ready.system == "running" and not ready.errors
 
 

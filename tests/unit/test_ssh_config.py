@@ -43,7 +43,7 @@ def test_ssh_reads_it_as_meant(run: Run) -> None:
 
 def test_the_default_way_goes_through_the_namespace(run: Run) -> None:
     ssh_config.write(run, [SERVER])
-    assert option(run, "server1", "proxycommand").endswith("ip netns exec qrouter-1 nc %h %p")
+    assert option(run, "server1", "proxycommand") == "setsid ip netns exec qrouter-1 nc %h %p"
 
 
 def test_the_floating_address_is_reached_from_outside(run: Run) -> None:
@@ -92,14 +92,14 @@ REMOTE = replace(SERVER, routes=(replace(SERVER.routes[0], gateway=NODE), SERVER
 def test_a_namespace_on_a_network_node_is_reached_through_it(run: Run) -> None:
     config = ssh_config.write(run, [REMOTE])
     assert option(run, "server1", "proxycommand") == (
-        f"ssh -F '{config}' gateway-node1.example sudo -n ip netns exec qrouter-1 nc %h %p")
+        f"setsid ssh -F '{config}' gateway-node1.example sudo -n ip netns exec qrouter-1 nc %h %p")
     with pytest.raises(StopIteration):
         option(run, "server1-floating", "proxycommand")
 
 
 def test_a_jump_host_opens_the_connection_itself(run: Run) -> None:
     config = ssh_config.write(run, [replace(SERVER, routes=(Route(RouteKind.JUMP, "10.64.0.10", gateway=NODE),))])
-    assert option(run, "server1", "proxycommand") == f"ssh -F '{config}' gateway-node1.example -W [%h]:%p"
+    assert option(run, "server1", "proxycommand") == f"setsid ssh -F '{config}' gateway-node1.example -W [%h]:%p"
 
 
 def test_a_gateway_has_its_own_key_and_pins(run: Run) -> None:
