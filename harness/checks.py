@@ -43,12 +43,9 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     Writes checks-<phase>.jsonl, junit-<phase>.xml and checks-<phase>.log below the run's directory. A pytest that
     does not come to its end adds a result with outcome error. Raises DescriptionError where there is no such check.
     """
-    slug = _slug(phase)
-    results = run.directory / f"checks-{slug}.jsonl"
-    junit = run.directory / f"junit-{slug}.xml"
+    results, junit, log, context = _files(run, phase)
     for path in (results, junit):
         path.unlink(missing_ok=True)
-    context = run.directory / f"checks-{slug}.context.json"
     write_whole(context, json.dumps({
         "ssh_config": os.fspath(ssh_config.path(run)), "appliances": os.fspath(appliance.file),
         "appliance": appliance.name, "server": asdict(server), "phase": phase,
@@ -62,7 +59,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
     ended = ""
     code = None
     try:
-        done = run_logged(argv, run.directory / f"checks-{slug}.log", deadline=deadline, cwd=base, check=False,
+        done = run_logged(argv, log, deadline=deadline, cwd=base, check=False,
                           patience=CLEAN_UP,
                           env={**os.environ, "PYTHONPATH": os.fspath(_PROJECT)},
                           on_line=lambda line: say(_progress(read(results))))
@@ -90,9 +87,13 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
 
 def discard(run: Run, phase: str) -> None:
     """Remove what run_checks() left of `phase` below the run's directory, if there is anything."""
-    slug = _slug(phase)
-    for name in (f"checks-{slug}.jsonl", f"junit-{slug}.xml", f"checks-{slug}.log", f"checks-{slug}.context.json"):
-        (run.directory / name).unlink(missing_ok=True)
+    for path in _files(run, phase):
+        path.unlink(missing_ok=True)
+
+
+def found_red(run: Run, phase: str) -> bool:
+    """Whether run_checks() left a red result of `phase`."""
+    return any(result.red for result in read(_files(run, phase)[0]))
 
 
 def verdict(results: Sequence[CheckResult], phase: str) -> DialtoneError | None:
@@ -137,8 +138,12 @@ def live_conntrack(run: Run, server: Server) -> dict[str, str]:
             in re.findall(r"^/proc/sys/net/netfilter/(nf_conntrack_\w+):(.*)$", done.stdout, re.MULTILINE)}
 
 
-def _slug(phase: str) -> str:
-    return phase.replace(" ", "-")
+def _files(run: Run, phase: str) -> tuple[Path, Path, Path, Path]:
+    """Results, JUnit file, log, and what pytest is told of the server."""
+    slug = phase.replace(" ", "-")
+    names = (f"checks-{slug}.jsonl", f"junit-{slug}.xml", f"checks-{slug}.log", f"checks-{slug}.context.json")
+    results, junit, log, context = (run.directory / name for name in names)
+    return results, junit, log, context
 
 
 def _paths(appliance: Appliance) -> list[Path]:

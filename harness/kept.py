@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TextIO
 
 from harness import appliance as appliances_file
-from harness import reaper
+from harness import checks, reaper
 from harness.cloud.choose import choose
 from harness.errors import DescriptionError, DialtoneError, ExitCode
 from harness.levels import Level
@@ -21,7 +21,7 @@ from harness.report.model import load
 from harness.report.verdict import judge
 from harness.run import Run, State, find_run
 from harness.settings import Settings
-from harness.stages import Work
+from harness.stages import FIRST_BOOT, Work
 
 
 def find(settings: Settings, wanted: str | None) -> Run:
@@ -38,7 +38,10 @@ def find(settings: Settings, wanted: str | None) -> Run:
 
 def check_again(settings: Settings, run: Run, progress: Progress, *, selection: Sequence[str], level: Level,
                 reboot: bool) -> int:
-    """Run the checks on the kept server of `run` and write its report anew. Returns the exit code."""
+    """Run the checks on the kept server of `run` and write its report anew. Returns the exit code.
+
+    What was red before these checks is no longer said: they were of a server as it is now.
+    """
     run.lock()
     cloud = choose(replace(settings, cloud=run.cloud))
     appliance = appliances_file.select(appliances_file.load(settings.appliances), run.appliance)
@@ -51,6 +54,8 @@ def check_again(settings: Settings, run: Run, progress: Progress, *, selection: 
     with stoppable():
         try:
             first = work.reboot(servers[0], level) if reboot else work.check(servers[0], selection, level)
+            if reboot and checks.found_red(run, FIRST_BOOT):
+                checks.discard(run, FIRST_BOOT)
         except DialtoneError as error:
             first = error
             work.fail(stage=error.stage or "check", title=error.message, next=error.hint or "", fault=error.fault,

@@ -105,10 +105,11 @@ def _failures(report: Report) -> Iterable[Failure]:
 
 
 def _last(stages: Iterable[Stage]) -> Iterable[Stage]:
-    """The stages that count: of a kept server's checks those of the last time, and a reboot only after them."""
+    """The stages that count: of a kept server's checks, after a reboot or not, those of the last time."""
     last: dict[str, Stage] = {}
     for stage in stages:
-        if stage.name == "check":
+        if stage.name in {"check", "reboot"}:
+            last.pop("check", None)
             last.pop("reboot", None)
         last[stage.name] = stage
     return last.values()

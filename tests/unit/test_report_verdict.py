@@ -187,12 +187,13 @@ def test_a_kept_run_is_judged_like_any(tmp_path: Path) -> None:
     assert verdict(run).exit_code == 1
 
 
-@pytest.mark.parametrize(("names", "outcome"), [
-    (("check", "reboot", "check"), Outcome.PASSED), (("check", "reboot"), Outcome.FAILED),
-    (("check", "reboot", "check", "reboot"), Outcome.FAILED)])
-def test_a_reboot_before_the_last_checks_does_not_count(tmp_path: Path, names: tuple[str, ...], outcome: Outcome
-                                                        ) -> None:
-    entries = [(name, 4.0, "failed" if name == "reboot" else "passed", "") for name in names]
+@pytest.mark.parametrize(("failed", "names", "outcome"), [
+    ("reboot", ("check", "reboot", "check"), Outcome.PASSED), ("reboot", ("check", "reboot"), Outcome.FAILED),
+    ("reboot", ("check", "reboot", "check", "reboot"), Outcome.FAILED),
+    ("check", ("check", "reboot"), Outcome.PASSED), ("check", ("check", "reboot", "check"), Outcome.FAILED)])
+def test_only_the_last_checks_of_a_kept_server_count(tmp_path: Path, failed: str, names: tuple[str, ...],
+                                                     outcome: Outcome) -> None:
+    entries = [(name, 4.0, "failed" if name == failed else "passed", "") for name in names]
     run = make(tmp_path, 1, exit_code=int(outcome is Outcome.FAILED), stages=stages(0.0, *entries))
     assert verdict(run).outcome is outcome
 
