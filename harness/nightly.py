@@ -58,7 +58,7 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
     run = Run.create(settings.runs, appliance.name, cloud.name)
     run.keep = keep
     run.facts["quiet"] = quiet
-    run.facts["previous"] = progress.previous = previous_stages(settings, run)
+    run.facts["previous"] = progress.previous = previous_stages(run)
     work = Work(settings, appliance, cloud, run, progress)
     first: DialtoneError | None = None
     mistake: Exception | None = None

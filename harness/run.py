@@ -210,6 +210,15 @@ class Run:
                 continue
         return found
 
+    def earlier(self) -> list[Run]:
+        """Finished runs of the same appliance and cloud that began before this one, oldest first.
+
+        Those of single stages, which have no report, are left out.
+        """
+        return [other for other in Run.all(self.directory.parent)
+                if other.started < self.started and (other.appliance, other.cloud) == (self.appliance, self.cloud)
+                and "exit_code" in other.facts and not other.facts.get("quiet")]
+
     def save(self) -> None:
         data = {"id": self.id, "appliance": self.appliance, "cloud": self.cloud, "started": self.started,
                 "state": self.state, "keep": self.keep, "stages": [asdict(s) for s in self.stages],

@@ -148,7 +148,7 @@ def load(run: Run, *, history: int = 20) -> Report:
         build_log=_build_log(directory, facts),
         made=_made(directory / "journal.jsonl"),
         facts=facts,
-        history=past(run, history),
+        history=tuple(_past(other) for other in run.earlier()[-history:]) if history else (),
         project=project,
     )
 
@@ -162,20 +162,6 @@ def checks(directory: Path) -> tuple[CheckResult, ...]:
 def ran(found: Iterable[CheckResult]) -> frozenset[str]:
     """Ids of the checks that say something of the image: a skipped one is neither red nor green."""
     return frozenset(check.id for check in found if check.outcome != "skipped")
-
-
-def past(run: Run, limit: int) -> tuple[Past, ...]:
-    """Up to `limit` runs before `run` with the same appliance and cloud, oldest first.
-
-    Unfinished ones are left out, and those of single stages, which have no report.
-    """
-    if not limit:
-        return ()
-    before = [other for other in Run.all(run.directory.parent)
-              if other.id != run.id and other.started < run.started
-              and (other.appliance, other.cloud) == (run.appliance, run.cloud) and "exit_code" in other.facts
-              and not other.facts.get("quiet")]
-    return tuple(_past(other) for other in before[max(0, len(before) - limit):])
 
 
 def tail(path: Path, name: str) -> Log | None:
