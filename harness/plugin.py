@@ -115,6 +115,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "after(*names): of no use when one of these checks failed: then it is skipped")
+    config.addinivalue_line("markers", "last: runs when all others have")
     config.addinivalue_line("markers", "level(name): runs at this --level and above; without it at every level")
     context = config.getoption("--appliance-context")
     if context is None:
@@ -295,7 +296,7 @@ def measure(request: pytest.FixtureRequest) -> Measure:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is above the level, and what is of a part that the appliance does not have. Checks of lower levels
-    and those that others wait for come first; apart from that the order stays."""
+    and those that others wait for come first, and last those that are marked so; apart from that the order stays."""
     most = Level(config.getoption("--level")).rank
     absent = set(SECTIONS) - set(config.stash[_SESSION].appliance.parts())
     out = [item for item in items if _rank(item) > most or absent & set(getattr(item, "fixturenames", ()))]
@@ -317,7 +318,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     for item in items:
         place(item, ())
-    items[:] = list(ordered)
+    items[:] = sorted(ordered, key=lambda item: item.get_closest_marker("last") is not None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

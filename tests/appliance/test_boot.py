@@ -14,6 +14,19 @@ FAULTS = re.compile(rf"{STALL.pattern}|"
                     r"soft lockup|hung_task|blocked for more than|Out of memory:")
 
 
+@pytest.fixture
+def no_fault(but_waits, console, seen):
+    """no_fault(log): that these lines of the kernel's log are none of a fault."""
+    def judge(log):
+        rest, waits = but_waits(log)
+        if waits:
+            seen(f"an emulated processor was not run for long: {waits[-1]}")
+        faults = [line for line in rest if FAULTS.search(line)]
+        expect(not faults, "no oops, BUG, panic or lockup", "; ".join(faults[:3]), "",
+               lambda: console.lines(FAULTS.pattern))
+    return judge
+
+
 @pytest.mark.after("test_module_loaded", "test_service_active", "test_proxy_active", "test_conntrack_loaded_at_boot")
 def test_no_failed_units(host):
     """no unit failed"""
@@ -27,14 +40,16 @@ def test_no_failed_units(host):
     expect(now["SystemState"] == "running", "the system state running", now["SystemState"])
 
 
-def test_kernel_log_clean(kernel_log, but_waits, console, seen):
+def test_kernel_log_clean(kernel_log, no_fault):
     """the kernel reported no fault"""
-    rest, waits = but_waits(kernel_log)
-    if waits:
-        seen(f"an emulated processor was not run for long: {waits[-1]}")
-    faults = [line for line in rest if FAULTS.search(line)]
-    expect(not faults, "no oops, BUG, panic or lockup", "; ".join(faults[:3]), "",
-           lambda: console.lines(FAULTS.pattern))
+    no_fault(kernel_log)
+
+
+@pytest.mark.last
+@pytest.mark.after("test_kernel_log_clean")
+def test_kernel_log_stays_clean(host, no_fault):
+    """the kernel reported no fault while checks ran"""
+    no_fault(host.check_output("dmesg").splitlines())
 
 
 def test_no_ordering_cycle(complaints):

@@ -191,7 +191,7 @@ AT_REST = [
             mount --bind . $filter; cover /sys/module/nf_conntrack/parameters/hashsize s/.*/7/""",
             "umount $filter; uncover /sys/module/nf_conntrack/parameters/hashsize"),
     hidden("test_conntrack_entries_readable", "$extensions/libxt_conntrack.so"),
-    Control("test_conntrack_never_full test_kernel_log_clean",
+    Control("test_conntrack_never_full test_kernel_log_clean\ntest_kernel_log_stays_clean",
             "echo 'nf_conntrack: nf_conntrack: table full, dropping packet' >/dev/kmsg; echo 'BUG: x' >/dev/kmsg",
             "dmesg --clear"),
     Control("test_no_failed_units\ntest_no_ordering_cycle\ntest_log_known",

@@ -419,6 +419,23 @@ def test_each_level_runs_its_own_checks_after_those_before_it(run: Run, level: L
     assert [r.title for r in check(run, source, level=level)] == ran
 
 
+def test_what_is_marked_last_runs_when_all_others_have(run: Run) -> None:
+    source = '''
+        @pytest.mark.last
+        def test_after_all():
+            pass
+
+        @pytest.mark.level("acceptance")
+        def test_call():
+            pass
+
+        def test_basic():
+            pass
+        '''
+    ran = [result.title for result in check(run, source, level=Level.ACCEPTANCE)]
+    assert ran == ["test_basic", "test_call", "test_after_all"]
+
+
 def test_checks_of_a_higher_level_alone_are_no_checks(run: Run) -> None:
     with pytest.raises(DescriptionError, match="has no checks of level basic"):
         check(run, "@pytest.mark.level('acceptance')\ndef test_call():\n    pass\n")
