@@ -56,6 +56,10 @@ class Signer:
 def signer(settings: Settings) -> Signer | None:
     """Who signs, None where the settings name nobody. Nothing of the key is read. Raises DescriptionError."""
     if not settings.signing_key:
+        for name in ("signing_certificate", "signing_passphrase"):
+            if getattr(settings, name):
+                raise DescriptionError(f"{name} is set and signing_key is not: nothing would be signed",
+                                       hint="a variable of the environment that is empty counts as not set")
         return None
     certificate = settings.project / settings.signing_certificate
     if not settings.signing_certificate:

@@ -119,6 +119,8 @@ def test_nobody_signs_unless_the_settings_say_so(made: Path) -> None:
     ("phrase", "good.pem", "", "openssl can't sign with .*phrase"),
     ("pkcs11:token=dialtone", "good.pem", "", "pkcs11:token=dialtone has a pass phrase, and nobody is there"),
     ("good.key", "", "", "signing_key is set and signing_certificate is not"),
+    ("", "good.pem", "", "signing_certificate is set and signing_key is not"),
+    ("", "", "env:PHRASE", "signing_passphrase is set and signing_key is not"),
     ("good.key", "none.pem", "", "signing_certificate: .*none.pem.*No such file"),
     ("good.key", "good.key", "", "good.key holds no certificate"),
     ("good.key", "damaged.pem", "", "damaged.pem can't be read: .*padding"),
