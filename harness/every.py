@@ -68,6 +68,7 @@ def conduct(settings: Settings, wanted: Wanted, progress: Progress) -> int:
 
     Raises DescriptionError for an unknown appliance or cloud, and where nothing can be run.
     """
+    wanted = replace(wanted, names=tuple(dict.fromkeys(wanted.names)), clouds=tuple(dict.fromkeys(wanted.clouds)))
     described = appliances_file.load(settings.appliances)
     chosen = [appliances_file.select(described, name) for name in wanted.names] or list(described.values())
     for name in wanted.clouds:
@@ -86,7 +87,7 @@ def conduct(settings: Settings, wanted: Wanted, progress: Progress) -> int:
     with stoppable():
         with progress.stage("builds"):
             failed = _builds(settings, ready, wanted, place, progress, limit)
-            rows += failed
+            rows += [replace(row, cloud=cloud) for row in failed for cloud in wanted.clouds]
             progress.detail(many(len(ready) - len(failed), "image") + (f", {len(failed)} FAILED" if failed else ""))
         built = [one for one in ready if one.name not in {row.appliance for row in failed}]
         for cloud in wanted.clouds:

@@ -141,7 +141,7 @@ def test_nothing_to_be_run_is_not_green(settings: Settings) -> None:
 
 def test_every_cloud_has_its_night(settings: Settings) -> None:
     (settings.project / "clouds.yaml").write_text("clouds: {far: {auth: {auth_url: 'http://127.0.0.1:9'}}}\n")
-    conducted(settings, wanted("relay", clouds=("local", "far")))
+    conducted(settings, wanted("relay", "relay", clouds=("local", "far", "local")))
     assert calls(settings) == ["build relay local", "nightly relay local", "nightly relay far"]
 
 
@@ -166,6 +166,19 @@ def test_an_image_that_can_not_be_built_has_no_night(settings: Settings, monkeyp
     assert row["page"] is None if outcome == NOT_RUN else Path(row["page"]).exists()
     if outcome == NOT_RUN:
         assert row["said"] == "appliances.yaml:1:1: there is a mistake"
+
+
+def test_an_image_that_can_not_be_built_is_missing_on_every_cloud(settings: Settings, monkeypatch: pytest.MonkeyPatch
+                                                                  ) -> None:
+    (settings.project / "clouds.yaml").write_text("clouds: {far: {auth: {auth_url: 'http://127.0.0.1:9'}}}\n")
+    monkeypatch.setenv("build_relay", "4")
+    _, said = conducted(settings, wanted("relay", "other", clouds=("far", "local")))
+    assert "2 of 4 nights passed" in said
+    [place] = settings.runs.glob("nights-*")
+    rows = json.loads((place / "matrix.json").read_text())
+    assert [(row["appliance"], row["cloud"], row["outcome"]) for row in rows] == [
+        ("relay", "far", "failed"), ("relay", "local", "failed"),
+        ("other", "far", "passed"), ("other", "local", "passed")]
 
 
 def test_an_interruption_ends_the_night_that_runs_and_begins_no_other(
