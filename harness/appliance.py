@@ -417,21 +417,36 @@ def _cross_checks(document: Document, appliance: Appliance) -> Iterable[str]:
         if (name in appliance.elements) != (name in appliance.parts()):
             yield (f"{document.at(elements)}: {_dotted(elements)}: "
                    f"the element {name} and the section {name} need each other")
+    yield from _port_checks(document, appliance)
     yield from _secrets_in_addresses(document, appliance)
     if relay is None:
         if appliance.conntrack and appliance.conntrack.stateless:
             here = (*path, "conntrack", "stateless")
             yield f"{document.at(here)}: {_dotted(here)}: there is no relay whose ports could be left untracked"
         return
-    if relay.port_min >= relay.port_max:
-        here = (*path, "rtpengine", "port_max")
-        yield f"{document.at(here)}: {_dotted(here)}: the port range {relay.port_min} to {relay.port_max} is empty"
     yield from _generation_checks(document, appliance.release, path, relay)
     for number, source in enumerate(relay.sources):
         if source.version.split("-")[0] != relay.version:
             version = (*path, "rtpengine", "sources", number, "version")
             yield (f"{document.at(version)}: {_dotted(version)}: "
                    f"{source.version} is not version {relay.version} of the appliance")
+
+
+def _port_checks(document: Document, appliance: Appliance) -> Iterable[str]:
+    path: _Path = ("appliances", appliance.name)
+    for number, port in enumerate(appliance.ports):
+        first, last = ([int(one) for one in port.split("/")[0].split("-")] * 2)[:2]
+        if not 0 < first <= last < 65536:
+            here: _Path = (*path, "ports", number)
+            yield f"{document.at(here)}: {_dotted(here)}: there are no ports {port}"
+    relay = appliance.rtpengine
+    if relay and relay.port_min >= relay.port_max:
+        here = (*path, "rtpengine", "port_max")
+        yield f"{document.at(here)}: {_dotted(here)}: the port range {relay.port_min} to {relay.port_max} is empty"
+    if relay and relay.port_min <= relay.ng_port <= relay.port_max:
+        here = (*path, "rtpengine", "ng_port")
+        here = here if here in document.marks else here[:-1]
+        yield f"{document.at(here)}: {_dotted(here)}: the control port {relay.ng_port} is among the ports of media"
 
 
 def _secrets_in_addresses(document: Document, appliance: Appliance) -> Iterable[str]:

@@ -189,6 +189,21 @@ def test_packages_that_its_generation_is_made_of(tmp_path):
         "rtpengine-iptables must be among them"]
 
 
+@pytest.mark.parametrize("port", ["40000-30000/udp", "0/tcp", "99999/udp", "5060-70000/udp"])
+def test_ports_that_there_are_not_are_named(tmp_path: Path, port: str) -> None:
+    text = GOOD.replace("    rtpengine:\n", f"    ports: [22/tcp, {port}]\n    rtpengine:\n")
+    assert _complaints(tmp_path, text) == [
+        f"appliances.yaml:7:21: appliances.relay.ports.1: there are no ports {port}"]
+
+
+@pytest.mark.parametrize(("text", "place"), [
+    ("ng_port: 30000", "9:7: appliances.relay.rtpengine.ng_port"),
+    ("port_min: 2000", "7:5: appliances.relay.rtpengine")])
+def test_a_control_port_among_the_ports_of_media_is_refused(tmp_path: Path, text: str, place: str) -> None:
+    [complaint] = _complaints(tmp_path, GOOD.replace("      sources:", f"      {text}\n      sources:"))
+    assert complaint.startswith(f"appliances.yaml:{place}: the control port ")
+
+
 def test_ports_that_are_not_tracked_need_a_relay(tmp_path):
     text = GOOD[:GOOD.index("    rtpengine:")] + "    conntrack: {calls: 100, stateless: true}\n"
     assert _complaints(tmp_path, text.replace(", rtpengine]", "]")) == [
