@@ -55,7 +55,7 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
         sys.executable, "-m", "pytest", "-p", "harness.plugin", *_WITHOUT,
         "-c", _PROJECT / "pyproject.toml", "--rootdir", base, "-o", "addopts=", "--strict-markers", "-v", "--tb=short",
         "--color=no", f"--junitxml={junit}", "-o", f"junit_suite_name={phase}",
-        "--appliance-context", context, "--level", level, *_paths(appliance), *selection]
+        "--appliance-context", context, "--level", level, *places(appliance), *selection]
     ended = ""
     code = None
     try:
@@ -83,6 +83,16 @@ def run_checks(run: Run, server: Server, appliance: Appliance, phase: str, say: 
         found.append(CheckResult("pytest", "the checks come to their end", "harness", phase, server.name, "error", 0.0,
                                  message=ended or "pytest left no results"))
     return found
+
+
+def places(appliance: Appliance) -> list[Path]:
+    """Where the appliance's checks are. Raises DescriptionError where one is not there."""
+    paths = [appliance.file.parent / path for path in appliance.checks]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise DescriptionError(f"{appliance.file.name}:{appliance.line}: checks of {appliance.name}: "
+                               f"{missing[0]} is not there")
+    return paths
 
 
 def discard(run: Run, phase: str) -> None:
@@ -144,15 +154,6 @@ def _files(run: Run, phase: str) -> tuple[Path, Path, Path, Path]:
     names = (f"checks-{slug}.jsonl", f"junit-{slug}.xml", f"checks-{slug}.log", f"checks-{slug}.context.json")
     results, junit, log, context = (run.directory / name for name in names)
     return results, junit, log, context
-
-
-def _paths(appliance: Appliance) -> list[Path]:
-    paths = [appliance.file.parent / path for path in appliance.checks]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        raise DescriptionError(f"{appliance.file.name}:{appliance.line}: checks of {appliance.name}: "
-                               f"{missing[0]} is not there")
-    return paths
 
 
 def _progress(results: Sequence[CheckResult]) -> str:

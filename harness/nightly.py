@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
+from harness import checks
 from harness.appliance import Appliance
 from harness.cloud import Cloud
 from harness.errors import DialtoneError, HostError, Interrupted, from_os_error
@@ -114,6 +115,7 @@ def _keeps(keep: str, first: DialtoneError | None) -> bool:
 
 def nightly(work: Work, *, force: bool = False, level: Level = Level.BASIC) -> None:
     """All stages of a night in their order; raises the first failure."""
+    checks.places(work.appliance)
     work.host()
     image = work.build(force=force)
     work.inspect(image)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -120,6 +121,14 @@ def test_all_is_removed_after_an_error_and_its_kind_is_the_exit_code(settings: S
     assert "no compiler" in out.getvalue() and "install one" in out.getvalue()
     report = json.loads((settings.runs / "latest" / "report.json").read_text())
     assert "no compiler" in json.dumps(report)
+
+
+def test_checks_that_are_not_there_end_a_night_before_its_first_stage(settings: Settings, relay: Appliance) -> None:
+    out = io.StringIO()
+    described = replace(relay, checks=("tests/nowhere",))
+    assert conduct(settings, described, SmallCloud(), Progress(out), nightly.nightly, keep="never") == 2
+    assert "tests/nowhere is not there" in out.getvalue()
+    assert [stage.name for stage in Run.open(settings.runs / "latest").stages] == ["remove"]
 
 
 def test_an_interrupted_run_removes_all_and_ends_with_130(settings: Settings, relay: Appliance) -> None:
