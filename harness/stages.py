@@ -145,6 +145,9 @@ class Work:
         """The relay's module for the kernel of the day, as packages for servers that follow kernels."""
         try:
             with self._stage("module") as say:
+                if firmware_of(self.settings, self.appliance) is Firmware.SECURE_BOOT and not self.certificate:
+                    raise DescriptionError("servers that start by Secure Boot take no module that is not signed",
+                                           hint="signing_key and signing_certificate: docs/firmware.md")
                 delivered = module.deliver(self.appliance, self.settings, self.run, say, Deadline(DEADLINES["build"]))
                 say(f"for {delivered.kernel}")
         finally:

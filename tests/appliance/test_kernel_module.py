@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from harness.firmware import Firmware
 from harness.plugin import expect
 
 
@@ -85,7 +86,7 @@ def test_upgrade_keeps_kernel(host, rtpengine, appliance):
     expect(not kernels, "no package linux-image-... changed", ", ".join(kernels))
 
 
-def test_next_kernel_has_module(read, find, module, table):
+def test_next_kernel_has_module(host, server, read, find, module, table):
     """the kernel that the boot menu starts has its module, whichever runs now"""
     menu = "/boot/grub/grub.cfg"
     kernels = re.findall(r"^\s*linux\s+\S*/vmlinuz-(\S+)", read(menu).get(menu, ""), re.MULTILINE)
@@ -96,6 +97,9 @@ def test_next_kernel_has_module(read, find, module, table):
         file = re.search(rf"^([^:\n]*/{module}\.ko[^:\n]*):", read(index).get(index, ""), re.MULTILINE)
         if not file or not find(f"/lib/modules/{kernel}/{file[1]}"):
             lacking.append(kernel)
+        elif server.firmware is Firmware.SECURE_BOOT and not host.run(
+                "modinfo -k %s -F sig_id %s", kernel, module).stdout.strip():
+            lacking.append(f"{kernel} (one that is not signed)")
     expect(not lacking, f"a module {module} for {', '.join(kernels)}", f"none for {', '.join(lacking)}",
            "no packet would be forwarded in the kernel after the next boot")
 

@@ -18,7 +18,7 @@ from harness import host
 from harness.appliance import Appliance
 from harness.deadline import Deadline
 from harness.errors import BuildError, Fault
-from harness.image import build, builder, module
+from harness.image import build, builder, module, signing
 from harness.image.builder import Kernel
 from harness.levels import Level
 from harness.run import Run
@@ -67,6 +67,28 @@ def root(tmp_path: Path) -> Path:
 def test_a_kernel_is_booted_once_it_has_its_module(root: Path, module_for: str | None, boots: str) -> None:
     installed(root, NEW, module_for)
     said = "" if boots == NEW else f"kernel {NEW} is not started: it has no module {MODULE}"
+    assert chosen(root) == (boots, said)
+
+
+@pytest.fixture(scope="module")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> signing.Signer:
+    directory = tmp_path_factory.mktemp("signer")
+    key, certificate = directory / "key.pem", directory / "certificate.pem"
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate,
+                    "-subj", "/CN=a key of a test", "-days", "9"], check=True, capture_output=True)
+    return signing.Signer(os.fspath(key), certificate, "")
+
+
+@pytest.mark.parametrize(("on", "signed", "boots"), [(True, True, NEW), (True, False, OLD), (False, False, NEW)])
+def test_under_secure_boot_a_module_that_is_not_signed_is_none(root: Path, signer: signing.Signer, on: bool,
+                                                               signed: bool, boots: str) -> None:
+    variable = root / "sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+    variable.parent.mkdir(parents=True)
+    variable.write_bytes(bytes([6, 0, 0, 0, on]))
+    installed(root, NEW, NEW)
+    for kernel in (OLD, *([NEW] if signed else [])):
+        signing.sign(root / f"lib/modules/{kernel}/extra/{MODULE}.ko", signer, Deadline(60))
+    said = "" if boots == NEW else f"kernel {NEW} is not started: it has no signed module {MODULE}"
     assert chosen(root) == (boots, said)
 
 

@@ -16,7 +16,7 @@ from harness.access.readiness import Ready
 from harness.cloud import Server, glance, nova, qemu, uefi
 from harness.cloud.local import LocalCloud
 from harness.deadline import Deadline
-from harness.errors import HostError
+from harness.errors import DescriptionError, HostError
 from harness.firmware import Firmware
 from harness.image import build
 from harness.nightly import nightly
@@ -129,6 +129,13 @@ def test_a_cloud_gets_an_image_that_booted_here_by_the_same_firmware(run: Run, t
         monkeypatch.setattr(cloud, "uploads", True)
         Work(settings, small_image.appliance(), cloud, run, Progress(io.StringIO())).gate(image)
     assert booted == ["bios", "secure-boot"]
+
+
+def test_no_module_is_delivered_that_secure_boot_would_refuse(run: Run, tmp_path: Path) -> None:
+    settings = Settings.load(tmp_path, {}, firmware="secure-boot")
+    work = Work(settings, small_image.appliance(), LocalCloud(settings), run, Progress(io.StringIO()))
+    with pytest.raises(DescriptionError, match="Secure Boot take no module that is not signed"):
+        work.module()
 
 
 def test_a_server_remembers_its_firmware() -> None:
