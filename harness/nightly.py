@@ -46,6 +46,7 @@ def unstoppable(progress: Progress) -> AbstractContextManager[None]:
     def wait(number: int, frame: FrameType | None) -> None:
         progress.line("  removing what the run made; a moment")
 
+    progress.unheard = True
     return _on_stop(wait)
 
 
@@ -89,10 +90,11 @@ def conduct(settings: Settings, appliance: Appliance, cloud: Cloud, progress: Pr
             if not kept:
                 try:
                     work.remove()
-                except DialtoneError as error:
+                except (DialtoneError, OSError) as error:
+                    left = error if isinstance(error, DialtoneError) else from_os_error(error)
                     with work.noting():
-                        work.fail(stage="remove", title=error.message, next=error.hint or "", fault=error.fault)
-                    first = first or error
+                        work.fail(stage="remove", title=left.message, next=left.hint or "", fault=left.fault)
+                    first = first or left
             with work.noting():
                 finish(work, first, kept)
             if not quiet:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from harness.units import seconds
@@ -23,6 +24,8 @@ class Progress:
         self.previous = previous or {}
         self.live = not as_json and self.out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self.colour = self.live and "NO_COLOR" not in os.environ
+        self.unheard = False
+        """Whether it does not matter that nobody reads any more: things are being removed."""
         self._stage = ""
         self._begin = 0.0
         self._detail = ""
@@ -33,7 +36,7 @@ class Progress:
             self._json(event="note", text=text)
         else:
             self._clear()
-            print(text, file=self.out, flush=True)
+            self._write(f"{text}\n")
 
     def run(self, text: str, run: str) -> None:
         """The line that a run begins with; `run` is its id."""
@@ -56,7 +59,7 @@ class Progress:
         else:
             before = self.previous.get(name)
             last = f" (last time {seconds(before)})" if before else ""
-            print(f"  {name:<9} ...{last}", file=self.out, flush=True)
+            self._write(f"  {name:<9} ...{last}\n")
         failed = True
         try:
             yield self
@@ -71,8 +74,7 @@ class Progress:
                 if failed and "FAILED" not in detail:
                     detail = f"FAILED: {detail}"
                 text = f"{detail:<56}"
-                print(f"  {name:<9} {self._paint('31;1', text) if failed else text} {seconds(spent):>10}",
-                      file=self.out, flush=True)
+                self._write(f"  {name:<9} {self._paint('31;1', text) if failed else text} {seconds(spent):>10}\n")
             self._stage = ""
 
     def detail(self, text: str) -> None:
@@ -85,17 +87,36 @@ class Progress:
         spent = seconds(time.monotonic() - self._begin)
         before = self.previous.get(self._stage)
         last = f" of {seconds(before)} last time" if before else ""
-        width = os.get_terminal_size(self.out.fileno()).columns
         text = f"  {self._stage:<9} {self._detail}  {spent}{last}"
-        self.out.write("\r\x1b[K" + text[: width - 1])
-        self.out.flush()
+        with self._maybe_unheard():
+            width = os.get_terminal_size(self.out.fileno()).columns
+            self._write("\r\x1b[K" + text[: width - 1])
 
     def _clear(self) -> None:
         if self.live:
-            self.out.write("\r\x1b[K")
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        with self._maybe_unheard():
+            self.out.write(text)
+            self.out.flush()
+
+    @contextmanager
+    def _maybe_unheard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # closed, or read by nobody
+            if not self.unheard:
+                raise
+            # What is left in the buffer would fail again when this process ends, and change its exit code.
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.out.fileno())
+        except RuntimeError:  # a signal came in the middle of a write
+            if not self.unheard:
+                raise
 
     def _paint(self, code: str, text: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
 
     def _json(self, **fields: Any) -> None:
-        print(json.dumps({"at": round(time.time(), 3), **fields}), file=self.out, flush=True)
+        self._write(json.dumps({"at": round(time.time(), 3), **fields}) + "\n")

@@ -81,3 +81,15 @@ def test_no_color_is_respected(monkeypatch):
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     assert "\x1b" not in _on_a_terminal(monkeypatch, TERM="dumb")
+
+
+def test_a_signal_in_the_middle_of_a_write_hinders_no_removal():
+    class Busy(io.StringIO):
+        def write(self, text):
+            raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+
+    progress = Progress(Busy())
+    with pytest.raises(RuntimeError):
+        progress.line("a moment")
+    progress.unheard = True
+    progress.line("a moment")
