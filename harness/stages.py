@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
@@ -199,6 +199,8 @@ class Work:
             here = LocalCloud(self.settings)
             with self.run.journal.passing(here.removers):
                 [(_, ready)] = self._boot(here, os.fspath(image.path), ["gate"], say)
+                # A courtesy: their processes are in the journal.
+            with suppress(DialtoneError, OSError):
                 shell.close_all(self.run)
             write_whole(passed, json.dumps({"run": self.run.id, "cloud": here.describe(), "timings": ready.timings}))
 
@@ -307,7 +309,9 @@ class Work:
         with self._stage("remove", self._save) as say:
             journal = self.run.journal
             made = journal.outstanding()
-            shell.close_all(self.run)
+            # A courtesy: their processes are in the journal.
+            with suppress(DialtoneError, OSError):
+                shell.close_all(self.run)
             left = journal.remove_outstanding(self.cloud.removers)
             if left:
                 raise RemovalError("not removed: " + "; ".join(f"{r} ({e.message})" for r, e in left),

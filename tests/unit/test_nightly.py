@@ -15,12 +15,14 @@ import pytest
 
 from harness import appliance as appliances_file
 from harness import nightly
+from harness.access import shell
 from harness.appliance import Appliance
 from harness.cloud import ImageFile, Need, Say, Server, ServerSpec
 from harness.cloud.ownership import Mark
 from harness.deadline import Deadline
 from harness.errors import BuildError, CloudError, HostError
 from harness.nightly import conduct
+from harness.process import CommandTimedOut
 from harness.progress import Progress
 from harness.resources import Remover, Resource
 from harness.run import Journal, Run, State
@@ -121,6 +123,41 @@ def test_all_is_removed_after_an_error_and_its_kind_is_the_exit_code(settings: S
     assert "no compiler" in out.getvalue() and "install one" in out.getvalue()
     report = json.loads((settings.runs / "latest" / "report.json").read_text())
     assert "no compiler" in json.dumps(report)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_all_is_removed_when_nobody_reads_any_more(settings: Settings, relay: Appliance, as_json: bool) -> None:
+    """As where a terminal closed, or the process at the other end of a pipe ended."""
+    cloud = SmallCloud()
+    ours, theirs = os.pipe()
+    with os.fdopen(theirs, "w") as out:
+        def stages(work: Work) -> None:
+            make(work, "a", "b")
+            os.close(ours)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        assert conduct(settings, relay, cloud, Progress(out, as_json=as_json), stages, keep="never") == 130
+    assert cloud.removed == ["b", "a"]
+    assert Run.open(settings.runs / "latest").state is State.DONE
+    assert (settings.runs / "latest" / "report.html").exists()
+
+
+def test_a_pipe_that_nobody_reads_ends_a_run_before_its_removal(settings: Settings, relay: Appliance) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with os.fdopen(theirs, "w") as out:
+        assert conduct(settings, relay, SmallCloud(), Progress(out), lambda work: None, keep="never") == 3
+
+
+def test_an_ssh_that_is_stuck_or_missing_hinders_no_removal(settings: Settings, relay: Appliance,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(run: Run) -> None:
+        raise CommandTimedOut("ssh did not end within 120 s")
+
+    monkeypatch.setattr(shell, "close_all", stuck)
+    cloud = SmallCloud()
+    assert conduct(settings, relay, cloud, Progress(io.StringIO()), lambda w: make(w, "a"), keep="never") == 0
+    assert cloud.removed == ["a"]
 
 
 def test_checks_that_are_not_there_end_a_night_before_its_first_stage(settings: Settings, relay: Appliance) -> None:
