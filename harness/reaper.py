@@ -206,9 +206,11 @@ def _links(namespace: str = "") -> dict[str, Mark]:
     """Marked interfaces by name, in the namespace or in the host's own; none where it can't be looked into."""
     try:
         listed = run_command(["ip", *(["-netns", namespace] if namespace else []), "-json", "link", "show"]).stdout
-    except CommandFailed:
+        entries = json.loads(listed or "[]")
+    # Where links came or went meanwhile it says so in the middle of its JSON; the next sweep looks again.
+    except (CommandFailed, ValueError):
         return {}
-    marks = ((entry["ifname"], find(entry.get("ifalias", ""))) for entry in json.loads(listed or "[]") if entry)
+    marks = ((entry["ifname"], find(entry.get("ifalias", ""))) for entry in entries if entry)
     return {name: mark for name, mark in marks if mark}
 
 

@@ -12,6 +12,7 @@ import pytest
 from harness import reaper
 from harness.cloud.ownership import Mark, owner
 from harness.image import loops
+from harness.process import Completed
 from harness.reaper import began, sweep
 from harness.resources import Resource
 from harness.run import Run, State
@@ -255,3 +256,10 @@ def test_when_a_run_began_is_in_its_id() -> None:
     assert began("19700101-000100-x-0000") == 60.0
     assert began("nonsense") == 0.0
     assert abs(began(time.strftime("%Y%m%d-%H%M%S", time.gmtime())) - time.time()) < 5
+
+
+def test_links_that_go_while_they_are_listed_end_no_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ip(8) says so on its standard error, and ends with 0."""
+    printed = "Dump was interrupted and may be inconsistent.\n" + '[{"ifname": "lo"}]'
+    monkeypatch.setattr(reaper, "run_command", lambda argv: Completed(tuple(argv), 0, printed))
+    assert reaper._links() == {}
