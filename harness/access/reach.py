@@ -25,7 +25,7 @@ from harness.cloud import Route, RouteKind
 from harness.cloud.gateway import as_root
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.process import end_group
+from harness.process import CommandTimedOut, end_group
 from harness.process import run as run_command
 from harness.resources import Resource
 from harness.run import Journal
@@ -66,8 +66,11 @@ def port_open(config: Path, route: Route, port: int, seconds: float) -> bool:
     """Whether something accepts a TCP connection to `port` within `seconds`; `config` is the run's ssh_config."""
     if route.gateway:
         argv = ["nc", "-z", "-w", str(max(1, round(seconds))), route.address, str(port)]
-        done = run_command(["ssh", "-F", config, gateway_alias(route.gateway), shlex.join(_inside(route, argv))],
-                           check=False, deadline=Deadline(30))
+        try:
+            done = run_command(["ssh", "-F", config, gateway_alias(route.gateway), shlex.join(_inside(route, argv))],
+                               check=False, deadline=Deadline(30))
+        except CommandTimedOut:
+            return False
         return done.returncode == 0
     with namespace.open_socket(route.namespace, socket.SOCK_STREAM) as attempt:
         attempt.settimeout(seconds)
