@@ -46,7 +46,7 @@ def sweep(work: Path) -> list[str]:
     for device, backing in attached().items():
         token = _token(backing, work)
         if token and (work / token).is_dir() and not alive(work / token):
-            detach(device)
+            detach(device, backing)
             removed.append(f"{device} of {backing}")
     for device in stale():
         if _remove_stale(device):
@@ -80,13 +80,16 @@ def stale() -> list[str]:
     return sorted({p.parent.name for p in BLOCK.glob("loop*/loop*p*") if not (p.parent / "loop/backing_file").exists()})
 
 
-def detach(device: str) -> None:
-    """Remove the partitions of a loop device and detach its file. Raises HostError where it is in use."""
+def detach(device: str, backing: Path) -> None:
+    """Remove the partitions of a loop device and detach the file `backing`. Raises HostError where it is in use.
+
+    Nothing is left to do where somebody else has detached it; the device may be another's by then.
+    """
     for link in MAPPER.glob(f"{device}p*"):
         if link.is_symlink():
             link.unlink()
     patience = Deadline(PATIENCE)  # processes that were killed a moment ago still have it mounted
-    while True:
+    while attached().get(device) == backing:
         try:
             if list((BLOCK / device).glob(f"{device}p*")):
                 run(["partx", "--delete", f"/dev/{device}"])
@@ -106,7 +109,8 @@ def _remove_stale(device: str) -> bool:
             run(["losetup", f"/dev/{device}", file.name])
         except CommandFailed:
             return False  # somebody else has just attached something: no longer stale
-        detach(device)
+        if backing := attached().get(device):
+            detach(device, backing)
     return True
 
 

@@ -134,7 +134,7 @@ def loop_file(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["sgdisk", file, "-n", "1:0:+4M"], check=True, capture_output=True)
     yield file
     for device in [d for d, backing in loops.attached().items() if backing == file]:
-        loops.detach(device)
+        loops.detach(device, file)
 
 
 def attach(file: Path) -> str:

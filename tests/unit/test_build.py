@@ -356,6 +356,11 @@ def test_whose_build_a_backing_file_is_of(tmp_path: Path) -> None:
     assert loops._token(Path("/home/somebody/disk.raw"), tmp_path) is None
 
 
+def test_a_loop_device_that_somebody_else_has_detached_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loops, "attached", lambda: {"loop250": Path("/another/image0.raw")})
+    loops.detach("loop250", Path("/dialtone-r1/image0.raw"))
+
+
 def test_a_build_is_alive_while_its_lock_is_held(tmp_path: Path) -> None:
     assert not loops.alive(tmp_path)
     with loops.lock(tmp_path):
