@@ -277,7 +277,7 @@ def held(lock: Path) -> bool:
     """Whether a process holds the lock file (flock); nobody holds one that is not there."""
     try:
         with lock.open("r") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # so that who looks does not see others who look
     except FileNotFoundError:
         return False
     except BlockingIOError:
