@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.levels import Level
+from harness.resources import processes_with
 from tests.real_server import Booted
 
 CONFIGURATION = "/etc/rtpengine/rtpengine.conf"
@@ -84,11 +84,8 @@ def outcomes(server: Booted, *selection: str, level: Level = Level.ACCEPTANCE) -
 
 def process_of_checks(server: Booted) -> int:
     """The pytest that checks this server now."""
-    context = os.fspath(server.work.run.directory / "checks-first-boot.context.json")
-    found = [int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/cmdline")
-             if context.encode() in entry.read_bytes().split(b"\0")]
-    [process] = found
-    return process
+    # The first: what it has just started has its command line for a moment.
+    return min(processes_with(os.fspath(server.work.run.directory / "checks-first-boot.context.json")))
 
 
 @contextmanager

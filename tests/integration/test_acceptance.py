@@ -12,6 +12,7 @@ from functools import partial
 import pytest
 
 from harness.access import namespace
+from harness.checks import CLEAN_UP
 from harness.levels import Level
 from harness.voip.ng import NgClient
 from tests.controls import (
@@ -92,12 +93,12 @@ def test_calls_of_checks_that_are_ended_are_deleted(server: Booted) -> None:
     checks = threading.Thread(target=lambda: seen.append(outcomes(server, "-k", "test_ten_calls")))
     with NgClient(route.address, 2223, partial(namespace.open_socket, route.namespace, socket.SOCK_DGRAM)) as relay:
         checks.start()
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while len(relay.calls()) < 10:
             assert time.monotonic() < limit, "no calls were placed"
             time.sleep(0.1)
         os.kill(process_of_checks(server), signal.SIGTERM)
-        checks.join(30)
+        checks.join(CLEAN_UP + 30)
         assert relay.calls() == []
     assert seen[0] == {"test_ten_calls": "error", "pytest": "error"}, "checks that did not come to their end"
 

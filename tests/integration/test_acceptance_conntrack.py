@@ -11,6 +11,7 @@ import threading
 import pytest
 
 from harness.access import readiness
+from harness.checks import CLEAN_UP
 from harness.conntrack import parse_proc_statistics
 from harness.deadline import Deadline
 from harness.levels import Level
@@ -74,7 +75,7 @@ def test_what_killed_checks_changed_is_put_back_by_the_server(server: Booted) ->
     while live(server) == before[:4]:
         assert not limit.expired, "the table was not made small"
     os.kill(process_of_checks(server), signal.SIGKILL)
-    checks.join(30)
+    checks.join(CLEAN_UP + 30)
     left = changed()
     assert all(now != then for now, then in zip((left[0], left[2], left[4:]), (before[0], before[2], before[4:]),
                                                 strict=True)), left

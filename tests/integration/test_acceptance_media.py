@@ -20,6 +20,7 @@ import yaml
 from harness import appliance as appliances_file
 from harness.access import namespace
 from harness.appliance import SourceSpec
+from harness.checks import CLEAN_UP
 from harness.deadline import Deadline
 from harness.image.apt import state_for
 from harness.image.mirrors import apt_mirrors
@@ -167,11 +168,11 @@ def test_checks_that_are_ended_leave_no_rule_and_no_call(server: Booted) -> None
     with NgClient(route.address, 2223, partial(namespace.open_socket, route.namespace, socket.SOCK_DGRAM)) as relay:
         before = server.root("iptables -w -S INPUT")
         checks.start()
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while "ACCEPT" not in (rules := server.root("iptables -w -S INPUT")).partition("\n")[2]:
             assert time.monotonic() < limit, f"no rules were made: {rules}"
         os.kill(process_of_checks(server), signal.SIGTERM)
-        checks.join(30)
+        checks.join(CLEAN_UP + 30)
         assert relay.calls() == []
     assert server.root("iptables -w -S INPUT") == before
 

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 
 from harness.access import namespace
+from harness.checks import CLEAN_UP
 from harness.deadline import Deadline
 from harness.levels import Level
 from harness.resources import processes_with
@@ -129,7 +130,7 @@ def test_checks_that_are_ended_leave_no_call_and_no_program(server: Booted) -> N
             time.sleep(0.1)
         assert processes_with(directory)
         os.kill(process_of_checks(server), signal.SIGTERM)
-        checks.join(30)
+        checks.join(CLEAN_UP + 30)
         assert relay.calls() == [] and processes_with(directory) == []
     assert seen[0] == {"test_sip_media": "error", "pytest": "error"}, "checks that did not come to their end"
 

@@ -159,7 +159,7 @@ def _left(place: Place) -> list[str]:
     routes = subprocess.run(["ip", "route", "show", "table", "all"], capture_output=True, text=True).stdout
     found += [line for line in routes.splitlines() if place.link in line]
     found += [line for line in Path("/proc/mounts").read_text().splitlines() if os.fspath(place.directory) in line]
-    found += [f"cgroup {p}" for p in Path("/sys/fs/cgroup").rglob("machine*")]
+    found += [f"cgroup {p}" for p, _, _ in os.walk("/sys/fs/cgroup") if Path(p).name.startswith("machine")]
     return found + [f"file {p}" for p in (place.run, place.journal.path) if p.exists()]
 
 

@@ -305,11 +305,11 @@ def other_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Route:
 AGENTS = """
 import time
 from pathlib import Path
+from harness.resources import processes_with
 from harness.voip.remote import RemoteEndpoint
 
 def agents(session):
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline")
-            if b"-I" in path.read_bytes() and str(session.run.directory / "agent-").encode() in path.read_bytes()]
+    return processes_with(str(session.run.directory / "agent-"))
 
 def test_endpoints(endpoint_towards, session):
     ends = [endpoint_towards("127.0.0.1", tos=184) for _ in range(2)]

@@ -117,7 +117,7 @@ def test_a_closed_port(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_login_tells_what_ssh_said(bench: Bench) -> None:
     bench.ssh("echo 'debian@10.0.0.2: Permission denied (publickey).' >&2", code=255)
     with pytest.raises(LoginFailed) as late:
-        bench.wait(ScriptedCloud([KEY]), seconds=1)
+        bench.wait(ScriptedCloud([KEY]), seconds=5)
     assert "ssh: debian@10.0.0.2: Permission denied" in (late.value.excerpt or "")
 
 
