@@ -17,7 +17,7 @@ from typing import Any, Final
 import jsonschema
 import yaml
 
-from harness import debian, generation
+from harness import debian, generation, yamlfile
 from harness.errors import DescriptionError
 from harness.firmware import Firmware
 
@@ -254,13 +254,13 @@ def select(appliances: Mapping[str, Appliance], name: str) -> Appliance:
     return appliances[name]
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yamlfile.Loader):
     """A date stays the text that it is: the schema judges it, and JSON has no dates."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+    for first, resolvers in yamlfile.Loader.yaml_implicit_resolvers.items()}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 from requests.adapters import HTTPAdapter
 
+from harness import yamlfile
 from harness.cloud import options
 from harness.cloud.options import CloudOptions
 from harness.deadline import Deadline
@@ -250,7 +251,7 @@ def _look_at(file: str, name: str) -> None:
 def _clouds_of(file: str) -> dict[str, Any]:
     """The entries of a clouds.yaml or secure.yaml by name, as YAML gave them; none where the file is not there."""
     try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        data = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=yamlfile.Loader)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -259,6 +260,7 @@ def _clouds_of(file: str) -> dict[str, Any]:
         # Only where it is wrong: a line of this file may hold a password.
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise DescriptionError(f"{file}{where}: is not YAML") from None
+        said = error.problem if isinstance(error, yamlfile.Unreadable) else "is not YAML"
+        raise DescriptionError(f"{file}{where}: {said}") from None
     clouds = data.get("clouds") if isinstance(data, dict) else None
     return {str(name): entry for name, entry in clouds.items()} if isinstance(clouds, dict) else {}

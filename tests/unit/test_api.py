@@ -164,11 +164,16 @@ def test_an_unknown_cloud_names_those_that_are_known(settings: Settings) -> None
     assert "known: local, lab" in str(caught.value.hint)
 
 
-def test_a_broken_clouds_yaml_is_named_without_what_it_holds(settings: Settings) -> None:
-    written(settings, 'clouds:\n  lab: {auth: {password: "s3cr3t-word}\n')
+@pytest.mark.parametrize("password", [
+    '"s3cr3t-word', "!!int s3cr3t-word", "!!bool s3cr3t-word", "!!timestamp s3cr3t-word", "2026-02-30",
+    pytest.param("[" * 3000, id="nested")])
+def test_a_broken_clouds_yaml_is_named_without_what_it_holds(settings: Settings, password: str) -> None:
+    written(settings, f"clouds:\n  lab: {{auth: {{password: {password}}}}}\n")
     with pytest.raises(DescriptionError) as caught:
         Api("lab", settings)
-    assert "clouds.yaml" in str(caught.value) and "s3cr3t" not in str(caught.value)
+    assert "clouds.yaml" in str(caught.value)
+    assert not any(secret in str(caught.value) for secret in ("s3cr3t", "2026"))
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
 AUTH = '{auth_url: "http://127.0.0.1:1/v3", username: me, password: s3cr3t-word, project_name: p}'

@@ -222,6 +222,17 @@ def test_what_is_no_description_at_all(tmp_path, text):
     assert all("appliances.yaml" in line for line in _complaints(tmp_path, text))
 
 
+@pytest.mark.parametrize("value", ["!!int 1G", "!!bool 1G", "!!timestamp 1G", "!!float ''", "9" * 5000],
+                         ids=lambda value: value[:12])
+def test_a_value_that_yaml_cannot_read_is_not_repeated(tmp_path, value):
+    assert _complaints(tmp_path, GOOD.replace("memory: 2048", f"memory: {value}")) == [
+        "appliances.yaml:6:22: a value has a form that YAML can't read; quote it"]
+
+
+def test_what_is_nested_too_deeply(tmp_path):
+    assert _complaints(tmp_path, "[" * 3000) == ["appliances.yaml: is nested too deeply"]
+
+
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(DescriptionError, match="No such file"):
         load(tmp_path / "appliances.yaml")
