@@ -151,7 +151,7 @@ def _line(document: Document, path: tuple[str, int], entry: Mapping[str, Any], p
           ) -> list[KnownLine]:
     try:
         pattern = re.compile(entry["pattern"])
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         problems.append(f"{document.at((*path, 'pattern'))}: {path[0]}.{path[1]}.pattern: "
                         f"is no regular expression: {error}")
         return []

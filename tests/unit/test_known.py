@@ -69,6 +69,8 @@ def test_without_a_directory_beside_the_description_the_projects_is_read(tmp_pat
     ("2027-03-01", "soon", 'known/debian.yaml:11:5: log.0.until: "soon" is not a date (like 2027-05-31)'),
     ("2027-03-01", "2027-02-30", "known/debian.yaml:11:5: log.0.until: 2027-02-30 is no day: day is out of range"),
     ("^kernel: tsc: ", "^kernel: (tsc", "known/debian.yaml:9:5: log.0.pattern: is no regular expression: missing )"),
+    ("^kernel: tsc: ", "a{99999999999999999999}", "known/debian.yaml:9:5: log.0.pattern: is no regular expression: "),
+    ("^kernel: tsc: ", "(" * 5000, "known/debian.yaml:9:5: log.0.pattern: is no regular expression: maximum "),
     ("[/etc/c]", "[etc/c]", 'known/debian.yaml:4:13: unowned.1.paths.0: "etc/c" is not an absolute path (like '),
     ("[bookworm]", "[bookwrm]", "known/debian.yaml:6:5: unowned.1.releases: there is no release bookwrm; known: bookw"),
     ("    until: 2027-03-01\n", "", "known/debian.yaml:9:5: log.0: 'until' is missing"),
