@@ -224,7 +224,8 @@ def _validator() -> Any:
     extend: Any = jsonschema.validators.extend
     types = draft.TYPE_CHECKER.redefine_many({
         "integer": lambda _, value: isinstance(value, int) and not isinstance(value, bool),
-        "number": lambda _, value: isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value),
+        "number": lambda _, value: isfinite(value) if isinstance(value, float) else (
+            isinstance(value, int) and not isinstance(value, bool)),
     })
     return extend(draft, type_checker=types)
 
