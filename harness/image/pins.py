@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from harness.appliance import Appliance, SourceSpec
 from harness.deadline import Deadline
 from harness.image.apt import AptState, MirrorError, Offer, newer
-from harness.image.sources import compare
+from harness.image.sources import NO_ANSWER, cause, compare
 
 DISTRIBUTION_PACKAGE = "rtpengine-daemon"
 """The package whose versions are the distribution's of RTPEngine."""
@@ -165,10 +165,9 @@ def _gone(url: str, suite: str, deadline: Deadline) -> str | None:
             said = f"answers {error.code} {error.reason} for dists/{suite}/{name}"
             if error.code not in {404, 410}:
                 break
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or error
+        except NO_ANSWER as error:
             # An address that only the cloud knows is not wrong.
-            return f"can't be looked at from this machine: {getattr(reason, 'strerror', None) or reason}"
+            return f"can't be looked at from this machine: {cause(error)}"
     return said
 
 

@@ -9,6 +9,7 @@ applied, by dpkg-source in the builder root), debian-packages the .deb files.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from harness.appliance import SourceSpec
 from harness.deadline import Deadline
@@ -274,9 +275,20 @@ def _download(url: str, to: Path, deadline: Deadline) -> None:
                     raise NotToBeHad(f"{url}: not fetched within {deadline.seconds:.0f} s")
     except urllib.error.HTTPError as error:
         raise NotToBeHad(f"{url}: {error.code} {error.reason}") from error
-    except (OSError, ValueError) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise NotToBeHad(f"{url}: {why}") from error
+    except NO_ANSWER as error:
+        raise NotToBeHad(f"{url}: {cause(error)}") from error
+
+
+NO_ANSWER: Final = (OSError, ValueError, http.client.HTTPException)
+"""What urllib raises where an address can't be asked, or something else than a web server answers."""
+
+
+def cause(error: Exception) -> str:
+    """The reason of one of NO_ANSWER, in one line."""
+    reason = getattr(error, "reason", None) or error
+    if isinstance(reason, http.client.BadStatusLine) and not isinstance(reason, OSError):
+        return f"what answers there is no web server: {str(reason).strip()[:80]!r}"
+    return str(getattr(reason, "strerror", None) or reason)
 
 
 def _git_reason(output: str, spec: SourceSpec) -> str:

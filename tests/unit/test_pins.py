@@ -74,9 +74,12 @@ class Lists(AptState):
 
 
 class Archive(http.server.BaseHTTPRequestHandler):
-    """One snapshot is there. `busy` answers 503."""
+    """One snapshot is there. `busy` answers 503, `other` not by HTTP."""
 
     def do_GET(self) -> None:
+        if "other" in self.path:
+            self.wfile.write(b"SSH-2.0-x\r\n")
+            return
         code = 503 if "busy" in self.path else 200 if self.path == f"/debian/{STAMP}/dists/bookworm/Release" else 404
         self.send_response(code)
         self.end_headers()
@@ -123,3 +126,7 @@ def test_a_mirror_of_which_nothing_is_known(archive: str, tmp_path: Path) -> Non
     assert "answers 503" in said
     [said] = mirrors("http://127.0.0.1:1/debian", tmp_path)
     assert "can't be looked at from this machine: Connection refused" in said
+    [said] = mirrors(f"{archive}/other", tmp_path)
+    assert "can't be looked at from this machine: what answers there is no web server: 'SSH-2.0-x'" in said
+    [said] = mirrors("http://127.0.0.1:x/debian", tmp_path)
+    assert "can't be looked at from this machine: nonnumeric port: 'x'" in said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
 import subprocess
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,6 +136,43 @@ def test_none_to_be_had_names_every_reason(settings: Settings, run: Run, tarball
     with pytest.raises(BuildError, match=r"none of the sources.*/nowhere/1.tar.gz.*/nowhere/2.tar.gz") as error:
         fetch(settings, run, *specs)
     assert error.value.fault is Fault.HOST
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """`other` is not answered by HTTP, what else is asked for ends before its end."""
+
+    def do_GET(self) -> None:
+        if "other" in self.path:
+            self.wfile.write(b"SSH-2.0-x\r\n")
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"x" * 60)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("url", "why"), [
+    ("http://127.0.0.1:x/a.tar.gz", "nonnumeric port: 'x'"),
+    ("HOST/other.tar.gz", "what answers there is no web server: 'SSH-2.0-x'")])
+def test_an_address_that_gives_no_file_is_passed_over(settings: Settings, run: Run, tarball: SourceSpec, host: str,
+                                                      url: str, why: str) -> None:
+    url = url.replace("HOST", host)
+    choice = fetch(settings, run, replace(tarball, url=url, sha256="2" * 64), tarball)
+    assert [said for _, said in choice.skipped] == [f"{url}: {why}"]
 
 
 def test_an_interrupted_fetch_leaves_nothing(settings: Settings, run: Run, tarball: SourceSpec,
