@@ -273,6 +273,9 @@ def _download(url: str, to: Path, deadline: Deadline) -> None:
                 out.write(chunk)
                 if deadline.expired:
                     raise NotToBeHad(f"{url}: not fetched within {deadline.seconds:.0f} s")
+            # Reading in parts, http.client takes a connection that was cut for the end (http.client.HTTPResponse.read).
+            if missing := getattr(answer, "length", None):
+                raise NotToBeHad(f"{url}: ended before its end: {missing} octets are missing")
     except urllib.error.HTTPError as error:
         raise NotToBeHad(f"{url}: {error.code} {error.reason}") from error
     except NO_ANSWER as error:

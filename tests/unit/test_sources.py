@@ -167,7 +167,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.mark.parametrize(("url", "why"), [
     ("http://127.0.0.1:x/a.tar.gz", "nonnumeric port: 'x'"),
-    ("HOST/other.tar.gz", "what answers there is no web server: 'SSH-2.0-x'")])
+    ("HOST/other.tar.gz", "what answers there is no web server: 'SSH-2.0-x'"),
+    ("HOST/short.tar.gz", "ended before its end: 40 octets are missing")])
 def test_an_address_that_gives_no_file_is_passed_over(settings: Settings, run: Run, tarball: SourceSpec, host: str,
                                                       url: str, why: str) -> None:
     url = url.replace("HOST", host)
