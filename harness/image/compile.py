@@ -171,7 +171,8 @@ def contents(source: FetchedSource) -> set[str]:
     """Names of the files in a source as it was fetched: nothing is unpacked."""
     if source.spec.kind in ("git", "tarball"):
         return {path.relative_to(source.path).as_posix() for path in source.path.rglob("*")}
-    listings = [*(["tar", "-tf", os.fspath(path)] for path in source.path.glob("*.tar.*")),
+    archives = (path for path in source.path.glob("*.tar.*") if path.suffix != ".asc")
+    listings = [*(["tar", "-tf", os.fspath(path)] for path in archives),
                 *(["dpkg-deb", "--contents", os.fspath(path)] for path in source.path.glob("*.deb"))]
     return {line.rpartition(" ./")[2] for argv in listings for line in run(argv).stdout.splitlines()}
 

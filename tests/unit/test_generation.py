@@ -1,3 +1,4 @@
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def test_a_source_of_another_generation_is_refused_before_it_is_compiled(tmp_pat
     (tmp_path / "iptables-extension/Makefile").unlink()
     with pytest.raises(BuildError, match="holds no iptables-extension/Makefile"):
         compile.require(source, OLD)
+
+
+def test_the_signature_of_an_archive_is_no_archive(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "rtpengine_10.5.3.5.orig.tar.xz", "w:xz") as archive:
+        archive.add(write_tree(tmp_path / "tree"), arcname=".")
+    (tmp_path / "rtpengine_10.5.3.5.orig.tar.xz.asc").write_text("-----BEGIN PGP SIGNATURE-----\n")
+    spec = SourceSpec("debian-source", "10.5.3.5-1", package="rtpengine", line=9)
+    compile.require(FetchedSource(spec, tmp_path, {}), OLD)
 
 
 def test_what_packages_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
