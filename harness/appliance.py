@@ -6,9 +6,10 @@ Read from appliances.yaml, validated against appliance.schema.json; every error 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import isfinite
 from pathlib import Path
@@ -31,8 +32,8 @@ OWN_REDIS = "127.0.0.1:6379/1"
 class SourceSpec:
     """Where the software comes from: one pinned way.
 
-    git: url, tag, commit. tarball: url (or a path), sha256. debian-source: package, version, sha256 of the .dsc.
-    debian-packages: version, packages (name to SHA-256 of the .deb).
+    git: url, tag, commit. tarball: url, sha256. debian-source: package, version, sha256 of the .dsc.
+    debian-packages: version, packages (name to SHA-256 of the .deb). A url may be a path, which is absolute then.
     """
 
     kind: str
@@ -382,7 +383,7 @@ def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Applia
         checks=tuple(body.get("checks", ("tests/appliance",))),
         rtpengine=None if relay is None else Rtpengine(
             version=relay["version"],
-            sources=tuple(SourceSpec(line=document.marks[(*path, "rtpengine", "sources", number)][0], **source)
+            sources=tuple(_source(document, (*path, "rtpengine", "sources", number), source)
                           for number, source in enumerate(relay["sources"])),
             **{k: v for k, v in relay.items() if k not in {"version", "sources"}},
         ),
@@ -394,6 +395,15 @@ def _appliance(document: Document, name: str, body: Mapping[str, Any]) -> Applia
         line=document.marks[path][0],
         kernel_upgrades=body.get("kernel_upgrades", "hold"),
     )
+
+
+def _source(document: Document, path: _Path, body: Mapping[str, Any]) -> SourceSpec:
+    found = SourceSpec(line=document.marks[path][0], **body)
+    # As git tells them apart: HOST:PATH, of ssh, has no slash before its colon.
+    remote = "://" in found.url or (found.kind == "git" and re.match(r"[^/]+:", found.url))
+    if not found.url or remote:
+        return found
+    return replace(found, url=os.fspath((document.file.parent / found.url).absolute()))
 
 
 def _server(body: Mapping[str, Any]) -> ServerSize:

@@ -237,6 +237,22 @@ def test_a_value_that_yaml_cannot_read_is_not_repeated(tmp_path, value):
         "appliances.yaml:6:22: a value has a form that YAML can't read; quote it"]
 
 
+@pytest.mark.parametrize(("kind", "url", "place"), [
+    ("git", "../up", "{}/../up"), ("git", "up", "{}/up"), ("git", "./up:1", "{}/up:1"), ("git", "/srv/up", "/srv/up"),
+    ("git", "https://git.example.org/up", "https://git.example.org/up"), ("git", "git@example.org:up", None),
+    ("tarball", "up.tar.gz", "{}/up.tar.gz"), ("tarball", "up:1.tar.gz", "{}/up:1.tar.gz"),
+    ("tarball", "file:///srv/up.tar.gz", "file:///srv/up.tar.gz")])
+def test_a_path_is_beside_the_description(tmp_path, monkeypatch, kind, url, place):
+    text = GOOD.replace("../rtpengine", url)
+    if kind == "tarball":
+        text = text.replace("kind: git", "kind: tarball").replace("          tag: mr10.5.3.5\n", "")
+        text = re.sub(r"commit: \w+", f"sha256: {'a' * 64}", text)
+    (tmp_path / "appliances.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path.parent)
+    found = load(Path(tmp_path.name, "appliances.yaml"))["relay"].rtpengine
+    assert found and found.sources[0].url == (place or url).format(tmp_path)
+
+
 def test_what_is_nested_too_deeply(tmp_path):
     assert _complaints(tmp_path, "[" * 3000) == ["appliances.yaml: is nested too deeply"]
 
