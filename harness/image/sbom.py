@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, Property, XsUri
 from cyclonedx.model.bom import Bom
@@ -94,21 +95,32 @@ def _compiled(image: Manifest) -> Iterator[Component]:
                     for name, digest in patches.items()],
         pedigree=Pedigree(
             ancestors=list(_ancestors(image, source)),
-            commits=[Commit(uid=commit, url=XsUri(source["url"]) if "url" in source else None)] if commit else (),
+            commits=[Commit(uid=commit, url=_address(source["url"]) if "url" in source else None)] if commit else (),
             patches=[_patch(name) for name in patches]))
 
 
 def _patch(name: str) -> Patch:
     """A patch by its path, with the vulnerabilities that its name says it is for."""
-    return Patch(type=PatchClassification.UNOFFICIAL, diff=Diff(url=XsUri(name)), resolves=[
+    return Patch(type=PatchClassification.UNOFFICIAL, diff=Diff(url=XsUri(quote(name))), resolves=[
         IssueType(type=IssueClassification.SECURITY, id=found) for found in re.findall(r"CVE-\d{4}-\d+", name)])
+
+
+def _address(text: str) -> XsUri:
+    """An address with what must not be in one (RFC 3986) written as its octets; escapes that it has stay."""
+    # What checks the format takes no IPv6 address in brackets.
+    text = re.sub(r"(?<=[/@])\[[0-9A-Fa-f:.]+\]", lambda host: quote(host[0]), text, count=1)
+    rest, mark, fragment = re.sub("%(?![0-9A-Fa-f]{2})", "%25", text).partition("#")
+    return XsUri(quote(rest, safe=_IN_ADDRESSES) + mark + quote(fragment, safe=_IN_ADDRESSES))
+
+
+_IN_ADDRESSES = ":/?@!$&'()*+,;=%"
 
 
 def _ancestors(image: Manifest, source: Mapping[str, Any]) -> Iterator[Component]:
     """The files, or the tree, that were compiled: one for each hash that was compared with its pin."""
     kind, version = str(source.get("kind", "")), str(source.get("version", ""))
     reference = ExternalReferenceType.VCS if kind == "git" else ExternalReferenceType.DISTRIBUTION
-    address = [ExternalReference(type=reference, url=XsUri(source["url"]))] if "url" in source else []
+    address = [ExternalReference(type=reference, url=_address(source["url"]))] if "url" in source else []
     for name, digest in _of(source, "hashes").items():
         if kind == "debian-packages":
             yield Component(name=name, version=version, purl=_purl(image, name, version), hashes=_sha256(digest))

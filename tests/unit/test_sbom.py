@@ -126,6 +126,33 @@ def test_a_compiled_tree_with_its_commit_or_hash() -> None:
         "rtpengine-daemon": "3" * 64, "rtpengine-kernel-dkms": "6" * 64}
 
 
+def addressed(address: str) -> tuple[str, str]:
+    """What becomes of an address: of a repository, and of an archive."""
+    found = []
+    for kind in ("git", "tarball"):
+        made = image(kind)
+        source = {**made.extra["source"], "url": address}
+        found.append(component(replace(made, extra={**made.extra, "source": source}), "rtpengine")["pedigree"])
+    return found[0]["commits"][0]["url"], found[1]["ancestors"][0]["externalReferences"][0]["url"]
+
+
+@pytest.mark.parametrize(("address", "written"), [
+    ("https://h/x/?f=a|b&c=d", "https://h/x/?f=a%7Cb&c=d"), ("https://h/ä%zz%2f", "https://h/%C3%A4%25zz%2f"),
+    ("https://h/%#a#b#c", "https://h/%25#a%23b%23c"), ("ssh://git@h:22/~x/y+z", "ssh://git@h:22/~x/y+z"),
+    ("https://[2001:db8::1]:80/x[1]", "https://%5B2001%3Adb8%3A%3A1%5D:80/x%5B1%5D"), (r"https://h/a\b^`", "https://h/a%5Cb%5E%60")])
+def test_an_address_is_written_as_the_format_has_it(address: str, written: str) -> None:
+    assert addressed(address) == (written, written)
+
+
+def test_the_name_of_a_patch_is_a_path() -> None:
+    names = ["debian/patches/a%b", "debian/patches/a%20b", "debian/patches/#1|ä?"]
+    made = image()
+    source = {**made.extra["source"], "patches": dict.fromkeys(names, "4" * 64)}
+    relay = component(replace(made, extra={**made.extra, "source": source}), "rtpengine")
+    assert {patch["diff"]["url"] for patch in relay["pedigree"]["patches"]} == {
+        "debian/patches/a%25b", "debian/patches/a%2520b", "debian/patches/%231%7C%C3%A4%3F"}
+
+
 @pytest.mark.parametrize("spoil", [
     lambda bom: bom["components"][0].pop("name"),
     lambda bom: bom["components"][0].update(purpose="unknown to the format"),
