@@ -33,7 +33,7 @@ _DETACHED = ("-binary", "-noattr", "-nosmimecap", "-nocerts", "-md", "sha256", "
 
 @dataclass(frozen=True)
 class Signer:
-    """`key` is a file (PEM) or a PKCS#11 URI (RFC 7512), `passphrase` what openssl calls -passin: file:... or env:...;
+    """`key` is a file or a PKCS#11 URI (RFC 7512), `passphrase` what openssl calls -passin: file:... or env:...;
     empty where the key has none."""
 
     key: str
@@ -98,8 +98,7 @@ def check(who: Signer) -> None:
         if path:
             _private(what, Path(path))
     if not who.passphrase and _asks(who.key):
-        raise DescriptionError(f"signing_key: {_shown(who.key)} has a pass phrase, and nobody is there to be asked "
-                               "for it", hint="signing_passphrase: file:PATH or env:NAME")
+        raise _locked(who)
     with tempfile.NamedTemporaryFile(prefix="dialtone-") as probe:
         probe.write(b"probe")
         probe.flush()
@@ -154,6 +153,9 @@ def _failure(error: CommandFailed, who: Signer) -> DescriptionError | HostError:
     if re.search(r"bad decrypt|PIN incorrect|maybe wrong password|Error reading password|No PIN code", said):
         return DescriptionError(f"signing_key: {key} can't be opened with the pass phrase of "
                                 f"{who.passphrase or 'nobody'}", hint="signing_passphrase: file:PATH or env:NAME")
+    # Whether a file in another form than PEM has a pass phrase is seen only by openssl's asking for it.
+    if not who.passphrase and "do_ui_passphrase" in said:
+        return _locked(who)
     if "private key was not found" in said:
         return DescriptionError(f"signing_key: no token has {key}",
                                 hint="p11tool --list-all (package gnutls-bin) shows what tokens hold")
@@ -161,7 +163,12 @@ def _failure(error: CommandFailed, who: Signer) -> DescriptionError | HostError:
         return HostError("openssl has no engine for PKCS#11 tokens here",
                          hint="apt-get install libengine-pkcs11-openssl, or ./inv host --install")
     return DescriptionError(f"signing_key: openssl can't sign with {key}", excerpt="\n".join(said.splitlines()[-4:]),
-                            hint="a private key (PEM), or a PKCS#11 URI")
+                            hint="a private key (PEM, DER or PKCS#12), or a PKCS#11 URI")
+
+
+def _locked(who: Signer) -> DescriptionError:
+    return DescriptionError(f"signing_key: {_shown(who.key)} has a pass phrase, and nobody is there to be asked for it",
+                            hint="signing_passphrase: file:PATH or env:NAME")
 
 
 def in_token(key: str) -> bool:

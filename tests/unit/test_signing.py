@@ -43,13 +43,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pair(directory, "other")
     openssl("pkey", "-aes256", "-passout", f"pass:{SECRET}", "-in", directory / "good.key", "-out",
             directory / "locked.key")
+    openssl("pkcs8", "-topk8", "-passout", f"pass:{SECRET}", "-in", directory / "good.key", "-outform", "DER", "-out",
+            directory / "locked.der")
+    openssl("pkcs12", "-export", "-passout", f"pass:{SECRET}", "-inkey", directory / "good.key", "-in",
+            directory / "good.pem", "-out", directory / "locked.p12")
     text = (directory / "good.pem").read_text().strip()
     (directory / "one-line-less.pem").write_text(text)
     lines = text.splitlines()
     (directory / "damaged.pem").write_text("\n".join([*lines[:-2], lines[-2].rstrip("=")[:-1], lines[-1]]))
     (directory / "phrase").write_text(f"{SECRET}\n")
     (directory / "wrong").write_text("open barley\n")
-    for name in ("locked.key", "phrase", "wrong"):
+    for name in ("locked.key", "locked.der", "locked.p12", "phrase", "wrong"):
         (directory / name).chmod(0o600)
     return directory
 
@@ -126,6 +130,9 @@ def test_nobody_signs_unless_the_settings_say_so(made: Path) -> None:
     ("good.key", "damaged.pem", "", "damaged.pem can't be read: .*padding"),
     ("locked.key", "good.pem", SECRET, "names neither a file nor a variable"),
     ("pkcs11:token=dialtone?pin-value=1234", "good.pem", "", "has the token's PIN in it"),
+    ("locked.der", "good.pem", "", "locked.der has a pass phrase, and nobody is there to be asked"),
+    ("locked.p12", "good.pem", "", "locked.p12 has a pass phrase, and nobody is there to be asked"),
+    ("locked.p12", "good.pem", "file:wrong", "locked.p12 can't be opened with the pass phrase of file:.*wrong"),
 ])
 def test_what_can_be_wrong_is_one_error(who: Signing, made: Path, key: str, certificate: str, passphrase: str,
                                         complaint: str) -> None:
