@@ -82,7 +82,7 @@ def signer(settings: Settings) -> Signer | None:
         found = replace(found, passphrase=f"file:{settings.project / name}")
     if not in_token(found.key):
         return replace(found, key=os.fspath(settings.project / found.key))
-    if re.search(r"[;?&]pin-value=", found.key):
+    if re.search(r"[;?&]pin-value=", found.key, re.IGNORECASE):
         raise DescriptionError("signing_key has the token's PIN in it, for all to see in the list of processes",
                                hint="signing_passphrase: file:PATH or env:NAME")
     return found
@@ -173,7 +173,7 @@ def _locked(who: Signer) -> DescriptionError:
 
 def in_token(key: str) -> bool:
     """Whether a key is named by a PKCS#11 URI (RFC 7512), not by a file."""
-    return key.startswith("pkcs11:")
+    return key[:7].lower() == "pkcs11:"
 
 
 def _shown(key: str) -> str:

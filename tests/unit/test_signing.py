@@ -130,6 +130,7 @@ def test_nobody_signs_unless_the_settings_say_so(made: Path) -> None:
     ("good.key", "damaged.pem", "", "damaged.pem can't be read: .*padding"),
     ("locked.key", "good.pem", SECRET, "names neither a file nor a variable"),
     ("pkcs11:token=dialtone?pin-value=1234", "good.pem", "", "has the token's PIN in it"),
+    ("PKCS11:token=x;pin-value=1234", "good.pem", "", "has the token's PIN in it"),
     ("locked.der", "good.pem", "", "locked.der has a pass phrase, and nobody is there to be asked"),
     ("locked.p12", "good.pem", "", "locked.p12 has a pass phrase, and nobody is there to be asked"),
     ("locked.p12", "good.pem", "file:wrong", "locked.p12 can't be opened with the pass phrase of file:.*wrong"),
