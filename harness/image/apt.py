@@ -25,7 +25,7 @@ from pathlib import Path
 
 from harness.deadline import Deadline
 from harness.errors import HostError
-from harness.image.mirrors import AptMirrors
+from harness.image.mirrors import AptMirrors, listed
 from harness.image.release import Release, read
 from harness.process import CommandFailed, Completed, run
 from harness.run import write_whole
@@ -107,6 +107,12 @@ class AptState:
     def releases(self) -> list[Release]:
         """The dates of the suites whose lists were fetched last; none before the first refresh()."""
         return read(self.directory / "state/lists")
+
+    @property
+    def own_releases(self) -> list[Release]:
+        """Those of `releases` that are Debian's, not of a further source of packages."""
+        places = tuple(f"{listed(uri)}_dists_" for uri in (self.mirrors.main, self.mirrors.security))
+        return [release for release in self.releases if release.list.startswith(places)]
 
     def state(self) -> str:
         """A hash over the package lists as they are now; empty before the first refresh()."""

@@ -271,7 +271,7 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
     extra = {"appliance": task.appliance.name, "source": _source(choice), "elements": elements,
              "diskimage_builder": dib.version(), "variables": dict(inputs.variables), "loader": dict(uefi.versions),
              "artifact": {"key": task.artifact.key, "sha256": task.artifact.sha256} if task.artifact else {},
-             "mirrors": {release.codename: release.facts(datetime.now(UTC)) for release in state.releases}}
+             "mirrors": _dates(state, datetime.now(UTC))}
     if "signer" in inputs.hashes and (signer := signing.signer(settings)):
         extra["signer"] = {"sha256": signer.fingerprint, "certificate": signer.text}
     described = manifest.write(file, output / "manifest.json", extra, deadline)
@@ -294,6 +294,13 @@ def _keep(task: dib.Build, settings: Settings, choice: SourceChoice | None, inpu
         place.rename(task.work / "old")
     output.rename(place)
     return image
+
+
+def _dates(state: AptState, now: datetime) -> dict[str, dict[str, str]]:
+    """How old each suite is: Debian's by codename, which a suite of another source may have, too."""
+    own = state.own_releases
+    return {release.codename if release in own else f"{release.codename} ({release.list})": release.facts(now)
+            for release in state.releases}
 
 
 def _compare_vermagic(described: manifest.Manifest, kernel: Kernel) -> None:

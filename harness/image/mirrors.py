@@ -143,3 +143,10 @@ def _first(found: Iterable[Entry], suffix: str, release: str) -> str:
 
 
 _RELEASES = ("bullseye", "bookworm", "trixie", "forky", "sid", "oldstable", "stable", "testing", "unstable")
+
+
+def listed(uri: str) -> str:
+    """How apt names the lists that it has from there (URItoFileName() in apt's strutl.cc), to their suite."""
+    place = re.sub(r"^[a-z0-9+]+:(//([^/@]*@)?)?", "", uri).rstrip("/")
+    quoted = re.sub(r"""[\\|{}\[\]<>"^~_=!@#$%&*\x00-\x20\x7f-\xff]""", lambda found: f"%{ord(found[0]):02x}", place)
+    return quoted.replace("/", "_")

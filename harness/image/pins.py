@@ -147,7 +147,7 @@ def _mirrors(appliance: Appliance, state: AptState, deadline: Deadline) -> Itera
                             ("security", appliance.image_security_mirror, f"{appliance.release}-security")):
         if not url or (why := _gone(url, suite, deadline)) is None:
             continue
-        dates = [release.date for release in state.releases if release.codename == suite]
+        dates = [release.date for release in state.own_releases if release.codename == suite]
         other = stamped(url, f"{max(dates):%Y%m%dT%H%M%SZ}") if dates else None
         yield AgedPin(f"{appliance.file.name}:{appliance.line}", f"image_mirrors.{key} {url}", why,
                       other if other and _gone(other, suite, deadline) is None else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -14,11 +14,15 @@ from harness.units import many
 
 @dataclass(frozen=True)
 class Release:
-    """A suite's own dates: when it was made, and until when it may be used; None where it says nothing of an end."""
+    """A suite's own dates: when it was made, and until when it may be used; None where it says nothing of an end.
+
+    `list` is what apt calls its lists: mirror and suite.
+    """
 
     codename: str
     date: datetime
     valid_until: datetime | None
+    list: str = ""
 
     def expired(self, now: datetime) -> timedelta | None:
         """How long it has been too old at `now`; None while it is not."""
@@ -35,8 +39,8 @@ class Release:
 def read(lists: Path) -> list[Release]:
     """Of every suite in apt's directory of package lists, InRelease or Release; one without a date is passed over."""
     files = sorted([*lists.glob("*_InRelease"), *lists.glob("*_Release")])
-    found = [parse(file.read_text(encoding="utf-8", errors="replace")) for file in files]
-    return [release for release in found if release]
+    found = {file: parse(file.read_text(encoding="utf-8", errors="replace")) for file in files}
+    return [replace(release, list=file.name.rpartition("_")[0]) for file, release in found.items() if release]
 
 
 def parse(text: str) -> Release | None:

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from harness.image import base, build, builder, cached, compile, dib, loops
 from harness.image.apt import AptState, Offer
 from harness.image.builder import Kernel
 from harness.image.mirrors import AptMirrors
+from harness.image.release import Release
 from harness.process import CommandFailed
 from harness.run import Run
 from harness.settings import Settings
@@ -184,6 +186,18 @@ def test_a_newer_version_of_one_package_makes_another_image(
     monkeypatch.setattr(Offering, "closure", lambda self, packages: tuple(
         line.replace("libssl3 1", "libssl3 2") for line in before(packages)))
     assert build._kept(kept.parent, state) is None
+
+
+def test_no_suites_dates_are_lost_where_another_repository_has_its_name(
+        state: Offering, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    old = now - timedelta(days=9)
+    monkeypatch.setattr(Offering, "releases", [
+        Release("bookworm", old, old, "mirror.example_debian_dists_bookworm"),
+        Release("bookworm", now, None, "packages.example_x_dists_bookworm")])
+    found = build._dates(state, now)
+    assert {name: facts.get("expired", "") for name, facts in found.items()} == {
+        "bookworm": "9 days", "bookworm (packages.example_x_dists_bookworm)": ""}
 
 
 def test_elements_are_expanded_like_diskimage_builder_does(project: Path) -> None:

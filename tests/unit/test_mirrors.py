@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HostError
-from harness.image.mirrors import AptMirrors, Entry, apt_mirrors, deb822, one_line
+from harness.image.mirrors import AptMirrors, Entry, apt_mirrors, deb822, listed, one_line
 from harness.settings import Settings
 
 MAIN = "http://mirror.example/debian"
@@ -132,3 +132,10 @@ def test_further_repositories_have_keys_of_their_own_and_no_source_packages() ->
     assert found.sources("bookworm", source_packages=True).splitlines()[-1] == (
         f"deb [{DATES} signed-by=/keys/proxy.gpg] https://packages.example.org bookworm 4.0 more")
     assert found.sources("bookworm").count("/keys/debian.gpg") == 3
+
+
+@pytest.mark.parametrize(("uri", "name"), [
+    ("http://mirror.example/debian/", "mirror.example_debian"), ("file:/srv/a_b~c", "_srv_a%5fb%7ec"),
+    ("https://me:hush@h:8080/x", "h:8080_x"), ("mirror+file:///etc/m", "_etc_m")])
+def test_how_apt_names_the_lists_of_a_mirror(uri: str, name: str) -> None:
+    assert listed(uri) == name

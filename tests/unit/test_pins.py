@@ -67,7 +67,8 @@ class Lists(AptState):
 
     @property
     def releases(self) -> list[Release]:
-        return [Release(suite, DATE, None) for suite in ("bookworm", "bookworm-security")]
+        other = Release("bookworm", DATE.replace(year=2030), None, "c_dists_x")
+        return [*(Release(suite, DATE, None, f"a_dists_{suite}") for suite in ("bookworm", "bookworm-security")), other]
 
     def offers(self, package: str) -> list[Offer]:
         return []

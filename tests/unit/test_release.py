@@ -57,7 +57,7 @@ def test_of_every_suite_in_the_lists(tmp_path: Path) -> None:
     for name in ("a_dists_forky_InRelease", "a_dists_x_Release"):
         (tmp_path / name).write_text(TEXT)
     (tmp_path / "a_dists_forky_main_binary-amd64_Packages").write_text(TEXT)
-    assert len(read(tmp_path)) == 2
+    assert [one.list for one in read(tmp_path)] == ["a_dists_forky", "a_dists_x"]
     assert read(tmp_path / "nowhere") == []
 
 
