@@ -31,6 +31,8 @@ from harness.process import CommandFailed, Completed, run
 from harness.run import write_whole
 
 DAY = 24 * 3600.0
+SNAPSHOT = r"\d{8}T\d{6}Z"
+"""The time in a snapshot's address, as a pattern."""
 
 
 class MirrorError(HostError):
@@ -214,6 +216,11 @@ def refusal(output: str) -> MirrorError:
     if late:
         return ExpiredMirror("the mirror is too old: " + ", ".join(f"{file} expired {age} ago" for file, age in late),
                              hint='name another in dialtone.toml, or accept it there: expired_mirrors = "accept"')
+    gone = re.search(rf"The repository '(\S+/{SNAPSHOT}/?) (\S+) Release' (?:does not have|no longer has)", output)
+    if gone:
+        return MirrorError(f"the snapshot {gone[1]} has no {gone[2]} (any more)", excerpt="\n".join(complaints(output)),
+                           hint="name one that is there in dialtone.toml (mirror, security_mirror): with another time, "
+                                "or a mirror without one")
     return MirrorError("the package lists can't be fetched: " + reason(output), excerpt="\n".join(complaints(output)),
                        hint=_OTHERS)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from harness.appliance import Appliance, SourceSpec
 from harness.deadline import Deadline
-from harness.image.apt import AptState, MirrorError, Offer, newer
+from harness.image.apt import SNAPSHOT, AptState, MirrorError, Offer, newer
 from harness.image.sources import NO_ANSWER, cause, compare
 
 DISTRIBUTION_PACKAGE = "rtpengine-daemon"
@@ -87,7 +87,7 @@ def old_kernel(pinned: str, meta: str, current: str) -> bool:
 
 def stamped(url: str, stamp: str) -> str | None:
     """The address of another snapshot of the archive at `url`; None where it is of no snapshot."""
-    changed, count = re.subn(r"(?<=/)\d{8}T\d{6}Z(?=/|$)", stamp, url)
+    changed, count = re.subn(rf"(?<=/){SNAPSHOT}(?=/|$)", stamp, url)
     return changed if count == 1 and changed != url else None
 
 

@@ -88,3 +88,13 @@ def test_what_apt_says_of_dates() -> None:
     assert not isinstance(early, ExpiredMirror) and "clock" in early.message and "timedatectl" in (early.hint or "")
     other = refusal("E: Failed to fetch http://a  404  Not Found\n")
     assert type(other) is MirrorError and other.message.startswith("the package lists can't be fetched")
+
+
+@pytest.mark.parametrize("has", ["does not have", "no longer has"])
+def test_what_apt_says_of_a_snapshot_that_is_not_there(has: str) -> None:
+    said = "E: The repository 'http://a/archive/debian/{}bookworm Release' " + f"{has} a Release file.\n"
+    gone = refusal("Err:1 http://a\n  404  Not Found\n" + said.format("20250520T000000Z/ "))
+    assert type(gone) is MirrorError
+    assert gone.message == "the snapshot http://a/archive/debian/20250520T000000Z/ has no bookworm (any more)"
+    assert "apt configuration" not in (gone.hint or "") and "mirror, security_mirror" in (gone.hint or "")
+    assert "apt configuration" in (refusal(said.format(" ")).hint or "")
