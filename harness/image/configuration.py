@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from harness import yamlfile
 from harness.image.root import Root
 
 
@@ -87,7 +88,7 @@ def cloud_init(root: Root) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in ("/etc/cloud/cloud.cfg", *(f"/etc/cloud/cloud.cfg.d/{n}" for n in names if n.endswith(".cfg"))):
         try:
-            content = yaml.safe_load(root.text(path))
+            content = yaml.load(root.text(path), Loader=yamlfile.Loader)
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is no YAML") from error
         if isinstance(content, dict):
