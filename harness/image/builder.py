@@ -19,7 +19,7 @@ from harness.image.apt import AptState
 from harness.image.cached import making, used
 from harness.image.contained import contained_with
 from harness.process import CommandFailed, run, run_logged
-from harness.run import Run
+from harness.run import Run, write_whole
 from harness.settings import Settings
 
 MODULE_PACKAGES = ("gcc", "make")
@@ -112,10 +112,11 @@ def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: 
 
     Temporary files lie beside it. Raises BuildError, HostError.
     """
-    sources = into.with_name("sources.list")
+    sources, proxies = into.with_name("sources.list"), into.with_name("proxies.conf")
     sources.write_text(state.sources)
+    write_whole(proxies, _proxies(), mode=0o600)
     argv = ["mmdebstrap", "--mode=root", "--variant=minbase", f"--architectures={state.architecture}",
-            *_host_apt_options(), "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
+            f"--aptopt={proxies}", "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=Acquire::Languages \"none\"",
             "--dpkgopt=force-unsafe-io",
             *(f"--dpkgopt=path-exclude=/usr/share/{d}/*" for d in ("doc", "man", "locale")),
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
@@ -128,6 +129,7 @@ def debootstrap(into: Path, packages: Sequence[str], state: AptState, deadline: 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         sources.unlink()
+        proxies.unlink()
 
 
 def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostError:
@@ -146,8 +148,7 @@ def failure(what: str, error: CommandFailed, log: Path) -> BuildError | HostErro
                       fault=Fault.HOST if unreachable else Fault.IMAGE)
 
 
-def _host_apt_options() -> list[str]:
-    """What this host's apt was told about proxies goes for the builder root too."""
+def _proxies() -> str:
+    """What this host's apt was told about proxies goes for the builder root too; a password may be in it."""
     dump = run(["apt-config", "dump"]).stdout
-    wanted = re.compile(r'^(Acquire::https?::\S* ".+");$', re.M)
-    return [f"--aptopt={line}" for line in wanted.findall(dump)]
+    return "".join(f"{line}\n" for line in re.findall(r'^Acquire::https?::\S* ".+";$', dump, re.M))

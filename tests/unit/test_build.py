@@ -370,6 +370,26 @@ def test_whose_build_a_backing_file_is_of(tmp_path: Path) -> None:
     assert loops._token(Path("/home/somebody/disk.raw"), tmp_path) is None
 
 
+def test_the_password_of_a_proxy_is_in_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "apt.conf").write_text('Acquire::http::Proxy "http://me:hush@192.0.2.1:3128";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    told: list[str] = []
+
+    def run_logged(argv: list[str], log: Path, **_: object) -> None:
+        assert "hush" not in str(argv)
+        for word in map(str, argv):
+            if word.startswith("--aptopt=/"):
+                file = Path(word.partition("=")[2])
+                told.append(file.read_text())
+                assert file.stat().st_mode & 0o77 == 0
+
+    monkeypatch.setattr(builder, "run_logged", run_logged)
+    state = AptState(tmp_path, MIRRORS, "bookworm", "amd64")
+    builder.debootstrap(tmp_path / "root", ["hello"], state, Deadline(60), tmp_path / "log")
+    assert told == ['Acquire::http::Proxy "http://me:hush@192.0.2.1:3128";\n']
+    assert not (tmp_path / "proxies.conf").exists()
+
+
 def test_a_loop_device_that_somebody_else_has_detached_is_let_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "attached", lambda: {"loop250": Path("/another/image0.raw")})
     loops.detach("loop250", Path("/dialtone-r1/image0.raw"))
