@@ -401,10 +401,14 @@ def test_no_checks_is_a_mistake_and_never_green(run: Run) -> None:
 
 
 @pytest.mark.parametrize("level, ran", [
-    (Level.BASIC, ["test_basic"]), (Level.ACCEPTANCE, ["test_basic", "test_call"]),
-    (Level.LOAD, ["test_basic", "test_call", "test_many"])])
+    (Level.BASIC, ["test_basic", "test_last"]), (Level.ACCEPTANCE, ["test_basic", "test_call", "test_last"]),
+    (Level.LOAD, ["test_basic", "test_call", "test_many", "test_last"])])
 def test_each_level_runs_its_own_checks_after_those_before_it(run: Run, level: Level, ran: list[str]) -> None:
     source = '''
+        @pytest.mark.last
+        def test_last():
+            pass
+
         @pytest.mark.level("load")
         def test_many():
             pass
@@ -417,23 +421,6 @@ def test_each_level_runs_its_own_checks_after_those_before_it(run: Run, level: L
             pass
         '''
     assert [r.title for r in check(run, source, level=level)] == ran
-
-
-def test_what_is_marked_last_runs_when_all_others_have(run: Run) -> None:
-    source = '''
-        @pytest.mark.last
-        def test_after_all():
-            pass
-
-        @pytest.mark.level("acceptance")
-        def test_call():
-            pass
-
-        def test_basic():
-            pass
-        '''
-    ran = [result.title for result in check(run, source, level=Level.ACCEPTANCE)]
-    assert ran == ["test_basic", "test_call", "test_after_all"]
 
 
 def test_checks_of_a_higher_level_alone_are_no_checks(run: Run) -> None:

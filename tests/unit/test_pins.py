@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,6 +16,7 @@ from harness.image.mirrors import AptMirrors
 from harness.image.pins import AgedPin, aged, old_kernel, outdated, stamped
 from harness.image.release import Release
 from tests import small_image
+from tests.web import Handler, serving
 
 SECURITY = (Offer("10.5.3.5-1+deb12u1", "bookworm-security"), Offer("10.5.3.5-1", "bookworm"))
 STAMP = "20261126T210335Z"
@@ -74,30 +73,20 @@ class Lists(AptState):
         return []
 
 
-class Archive(http.server.BaseHTTPRequestHandler):
-    """One snapshot is there. `busy` answers 503, `other` not by HTTP."""
+class Archive(Handler):
+    """A snapshot of an archive, and a host that is busy."""
 
-    def do_GET(self) -> None:
-        if "other" in self.path:
-            self.wfile.write(b"SSH-2.0-x\r\n")
-            return
+    def answer(self) -> None:
         code = 503 if "busy" in self.path else 200 if self.path == f"/debian/{STAMP}/dists/bookworm/Release" else 404
         self.send_response(code)
         self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 @pytest.fixture
 def archive(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Archive) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Archive) as address:
+        yield address
 
 
 def mirrors(main: str, tmp_path: Path) -> list[str]:

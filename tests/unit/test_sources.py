@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import subprocess
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from harness.image.sources import SourceChoice, fetch_first
 from harness.process import CommandFailed
 from harness.run import Run
 from harness.settings import Settings
+from tests.web import Handler, serving
 
 VERSION = "10.5.3.5"
 
@@ -138,31 +137,21 @@ def test_none_to_be_had_names_every_reason(settings: Settings, run: Run, tarball
     assert error.value.fault is Fault.HOST
 
 
-class Host(http.server.BaseHTTPRequestHandler):
-    """`other` is not answered by HTTP, what else is asked for ends before its end."""
+class Half(Handler):
+    """Answers that end before their end."""
 
-    def do_GET(self) -> None:
-        if "other" in self.path:
-            self.wfile.write(b"SSH-2.0-x\r\n")
-            return
+    def answer(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", "100")
         self.end_headers()
         self.wfile.write(b"x" * 60)
 
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Half) as address:
+        yield address
 
 
 @pytest.mark.parametrize(("url", "why"), [
