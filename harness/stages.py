@@ -199,8 +199,6 @@ class Work:
             here = LocalCloud(self.settings)
             with self.run.journal.passing(here.removers):
                 [(_, ready)] = self._boot(here, os.fspath(image.path), ["gate"], say)
-                # A courtesy: their processes are in the journal.
-            with suppress(DialtoneError, OSError):
                 shell.close_all(self.run)
             write_whole(passed, json.dumps({"run": self.run.id, "cloud": here.describe(), "timings": ready.timings}))
 

@@ -12,6 +12,7 @@ import pytest
 from virt.firmware.varstore.edk2 import Edk2VarStore
 
 from harness import host
+from harness.access import shell
 from harness.access.readiness import Ready
 from harness.cloud import Server, glance, nova, qemu, uefi
 from harness.cloud.local import LocalCloud
@@ -115,12 +116,18 @@ def test_a_night_that_has_no_uefi_ends_before_its_build(ovmf: Path, run: Run, tm
 def test_a_cloud_gets_an_image_that_booted_here_by_the_same_firmware(run: Run, tmp_path: Path,
                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     booted: list[str] = []
+    machine_of_gate = Resource("path", str(tmp_path / "machine"))
 
     def boot(work: Work, *_: object) -> list[tuple[None, Ready]]:
         booted.append(work.settings.firmware)
+        work.run.journal.creating(machine_of_gate)
         return [(None, Ready("", {}, "", (), "running"))]
 
+    def closed_while_it_runs(run: Run) -> None:
+        assert machine_of_gate in run.journal.outstanding()
+
     monkeypatch.setattr(Work, "_boot", boot)
+    monkeypatch.setattr(shell, "close_all", closed_while_it_runs)
     monkeypatch.setattr(LocalCloud, "describe", lambda cloud: "local")
     image = build.Image(tmp_path / "image.qcow2", "", 0, "", "", tmp_path, tmp_path, False, {}, {}, ())
     for firmware in ("bios", "secure-boot", "bios", "secure-boot"):
